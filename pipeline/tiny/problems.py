@@ -1,0 +1,111 @@
+"""Generated problems whose answers can be checked: the corpus of the reference models and of calibration.
+
+Every problem is a function of one seeded generator; train and held-out sets are disjoint by the hash of the prompt.
+The worked answers are chains of small steps, so that one wrong token anywhere spoils the whole answer.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+NAMES = ("Tom", "Ana", "Ben", "Eva", "Max", "Lea", "Sam", "Mia")
+THINGS = ("pens", "nuts", "cups", "eggs", "keys", "figs", "hats", "maps")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+HELD_OUT_SHARE = 16  # one prompt in this many is kept for evaluation
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt with its only right answer; `kind` names the generator."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def add(draw: random.Random) -> tuple[str, str]:
+    """Two-digit sum, worked digit by digit with its carry: `47+85=` -> `7+5=12;4+8+1=13;132`."""
+    a, b = draw.randint(10, 99), draw.randint(10, 99)
+    ones = a % 10 + b % 10
+    carry = ones // 10
+    tens = a // 10 + b // 10 + carry
+    return f"{a}+{b}=", f"{a % 10}+{b % 10}={ones:02d};{a // 10}+{b // 10}+{carry}={tens:02d};{a + b}"
+
+
+def story(draw: random.Random) -> tuple[str, str]:
+    """Two-step word problem with one gain and one loss: `4+5=9;9-3=6`."""
+    name, thing = draw.choice(NAMES), draw.choice(THINGS)
+    have, gain = draw.randint(1, 9), draw.randint(1, 9)
+    loss = draw.randint(1, min(9, have + gain))
+    total = have + gain
+    if draw.random() < 0.5:
+        text = f"{name} has {have} {thing}, buys {gain} and gives {loss} away. How many {thing}?"
+        return text, f"{have}+{gain}={total};{total}-{loss}={total - loss}"
+    loss = draw.randint(1, have)
+    text = f"{name} had {have} {thing}, lost {loss} and found {gain}. How many {thing}?"
+    return text, f"{have}-{loss}={have - loss};{have - loss}+{gain}={have - loss + gain}"
+
+
+def sort(draw: random.Random) -> tuple[str, str]:
+    """Five digits in ascending order."""
+    digits = [draw.randint(0, 9) for _ in range(5)]
+    return f"sort {' '.join(map(str, digits))}:", " ".join(map(str, sorted(digits)))
+
+
+def copy(draw: random.Random) -> tuple[str, str]:
+    """A random word of letters and digits, repeated exactly."""
+    word = "".join(draw.choice(LETTERS + "0123456789") for _ in range(draw.randint(4, 8)))
+    return f"copy {word}:", word
+
+
+def reverse(draw: random.Random) -> tuple[str, str]:
+    """Four to six digits, last first."""
+    digits = [str(draw.randint(0, 9)) for _ in range(draw.randint(4, 6))]
+    return f"reverse {' '.join(digits)}:", " ".join(reversed(digits))
+
+
+def record(draw: random.Random) -> tuple[str, str]:
+    """Format following: named fields become a JSON object, in the order given."""
+    names = draw.sample(LETTERS, draw.randint(2, 3))
+    values = [draw.randint(0, 99) for _ in names]
+    fields = " ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
+    body = ",".join(f'"{n}":{v}' for n, v in zip(names, values, strict=True))
+    return f"json {fields}:", "{" + body + "}"
+
+
+KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "add": add,
+    "story": story,
+    "sort": sort,
+    "copy": copy,
+    "reverse": reverse,
+    "record": record,
+}
+
+
+def is_held_out(prompt: str) -> bool:
+    """True for the one prompt in `HELD_OUT_SHARE` that training never sees."""
+    return hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+    """Endless stream of problems, kinds in turn; equal seeds give equal streams."""
+    draw = random.Random(seed)
+    while True:
+        for kind, make in KINDS.items():
+            while True:
+                prompt, answer = make(draw)
+                if is_held_out(prompt) == held_out:
+                    yield Problem(kind, prompt, answer)
+                    break
+
+
+def held_out(count: int, seed: int = 0) -> list[Problem]:
+    """`count` different held-out problems, kinds in turn."""
+    found: dict[str, Problem] = {}
+    for problem in problems(seed, held_out=True):
+        found.setdefault(problem.prompt, problem)
+        if len(found) == count:
+            break
+    return list(found.values())
