@@ -24,10 +24,15 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
-def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, 1, Q, C] of the half-split rotary embedding (arXiv 2104.09864)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
-    angle = position_ids[:, None, :, None].float() * theta**-exponent
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Inverse frequencies [C/2] of the rotary embedding (arXiv 2104.09864), always computed on the CPU."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+    return 1.0 / config.rope_theta**exponent
+
+
+def rotary_angles(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, 1, Q, C] of the half-split rotary embedding."""
+    angle = position_ids[:, None, :, None].float() * frequencies
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 
@@ -94,6 +99,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Embedding, blocks, final norm and LM head; parameter names are ours, families map theirs onto them."""
 
+    rope_frequencies: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -103,11 +110,14 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.embedding_size, bias=False)
         if config.tied_head:
             self.head.weight = self.embed.weight
+        # A constant of the graph, not computed in it: runtimes' powers differ in the last place, times the position.
+        frequencies = rotary_frequencies(config).to(self.embed.weight.device)
+        self.register_buffer("rope_frequencies", frequencies, persistent=False)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, kv_len: Tensor) -> Tensor:
         """Residual stream [B, Q, D] after the last block; slots at or beyond `kv_len` [B] are never attended."""
         x = self.embed(input_ids)
-        cos, sin = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_angles(position_ids, self.rope_frequencies)
         slots = torch.arange(input_ids.shape[1], device=input_ids.device)
         # ORT's Attention refuses a mask whose query dimension is 1, hence the expand.
         visible = (slots[None, :] < kv_len[:, None])[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1)

@@ -1,0 +1,32 @@
+"""Simulate quantised activations: `linear(x, ...)` -> `linear(fake_quant(x), ...)`, once for each input and format."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from passes.graph import calls, node_of, site_of
+from passes.quant_spec import QuantPlan
+
+ops = torch.ops.dllmc
+
+
+class InsertFakeQuant:
+    """Every linear whose activations the plan quantises; inputs shared by linears are quantised once."""
+
+    def __init__(self, plan: QuantPlan) -> None:
+        self.plan = plan
+
+    def __call__(self, graph: GraphModule) -> int:
+        made: dict[tuple[object, ...], Node] = {}
+        count = 0
+        for linear in calls(graph, torch.ops.aten.linear.default):
+            spec = self.plan.spec(site_of(linear))
+            source = node_of(linear.args[0])
+            if spec is None or spec.a_bits >= 16 or source.target is ops.fake_quant.default:
+                continue
+            arguments = (source, spec.a_bits, spec.symmetric, spec.a_group, 1.0, 1.0)
+            if arguments not in made:
+                with graph.graph.inserting_after(source):
+                    made[arguments] = graph.graph.call_function(ops.fake_quant.default, arguments)
+            linear.update_arg(0, made[arguments])
+            count += 1
+        return count

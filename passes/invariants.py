@@ -1,0 +1,36 @@
+"""What must hold of a graph at each point of the road; every check names the node that breaks it."""
+
+import torch
+from torch.fx import GraphModule
+
+from passes.graph import attributes, calls, is_attribute, is_call, node_of, site_of
+
+
+def check_float(graph: GraphModule) -> None:
+    """Every weight is floating point and every linear reads its weight directly."""
+    for name, value in attributes(graph).items():
+        if not value.is_floating_point():
+            raise ValueError(f"weight {name} is {value.dtype}, expected floating point")
+    for node in calls(graph, torch.ops.aten.linear.default):
+        if not is_attribute(node.args[1]):
+            raise ValueError(f"{node.name} does not read a weight")
+
+
+def check_quantized(graph: GraphModule) -> None:
+    """No linear computes with quantised activations and a float weight, and codes lie on their grid."""
+    ops = torch.ops.dllmc
+    for node in calls(graph, torch.ops.aten.linear.default):
+        quantised_input = is_call(node.args[0], ops.fake_quant.default)
+        quantised_weight = is_call(node.args[1], ops.dequantize.default)
+        if quantised_input and not quantised_weight:
+            raise ValueError(f"{site_of(node)} has quantised activations and a float weight")
+    for node in calls(graph, ops.dequantize.default):
+        codes = node_of(node.args[0])
+        if not is_attribute(codes) or not is_attribute(node.args[1]):
+            raise ValueError(f"{node.name} does not read stored codes and scales")
+
+
+def check_lowered(graph: GraphModule) -> None:
+    """Nothing is left that only simulates: no fake-quantised activation, no linear on one."""
+    for node in calls(graph, torch.ops.dllmc.fake_quant.default):
+        raise ValueError(f"{node.name} still simulates quantisation")
