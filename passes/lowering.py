@@ -1,0 +1,10 @@
+"""The passes from a simulated quantised graph to the ops of `plugins`, in order."""
+
+from passes.base import Pass
+from passes.fuse_epilogue import FuseResidual, FuseSwiglu
+from passes.fuse_head import FuseHead
+from passes.fuse_norm import FuseNorm
+from passes.lower_linears import LowerLinears
+
+# LowerLinears first: the fusions look for what it makes.
+LOWERING: tuple[Pass, ...] = (LowerLinears(), FuseNorm(), FuseSwiglu(), FuseResidual(), FuseHead())
