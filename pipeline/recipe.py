@@ -1,0 +1,197 @@
+"""The recipe: one YAML page that says what is quantised, how it is calibrated, lowered, judged and run by default.
+
+Bits of 16 mean float. A group of 0 means the whole row: per channel for weights, per token for activations.
+How a recipe is read from a file, and what `--set` does, is in `recipe_file.py`.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
+
+from pipeline.errors import UsageFault
+
+if TYPE_CHECKING:
+    from pipeline.models.config import ModelConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+GroupSize = Annotated[int, Field(ge=0, le=65536, multiple_of=16)]
+
+# Weight and activation bits that an op or a standard ONNX operator computes.
+LINEAR_FORMATS = frozenset({(16, 16), (8, 16), (4, 16), (3, 16), (8, 8), (4, 8), (4, 4)})
+
+
+class Part(BaseModel):
+    """A section: frozen, exact types, no key that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LinearFormat(Part):
+    """Number formats of the linears in the blocks; `symmetric` is the activations' grid."""
+
+    w_bits: Literal[16, 8, 4, 3] = 16
+    a_bits: Literal[16, 8, 4] = 16
+    w_group: GroupSize = 0
+    a_group: GroupSize = 0
+    symmetric: bool = True
+
+    @model_validator(mode="after")
+    def _combine(self) -> LinearFormat:
+        if (self.w_bits, self.a_bits) not in LINEAR_FORMATS:
+            known = ", ".join(f"w{w}a{a}" for w, a in sorted(LINEAR_FORMATS, reverse=True))
+            raise ValueError(f"w_bits {self.w_bits} with a_bits {self.a_bits} is not supported; supported: {known}")
+        if self.w_bits == 16 and self.w_group:
+            raise ValueError("w_group needs w_bits below 16")
+        if self.a_bits == 16 and (self.a_group or not self.symmetric):
+            raise ValueError("a_group and symmetric: false need a_bits below 16")
+        if self.a_group and self.w_group and self.a_group != self.w_group:
+            raise ValueError(f"w_group {self.w_group} and a_group {self.a_group} must be equal when both are set")
+        return self
+
+
+class HeadFormat(Part):
+    """The LM head: 8 is int8 weights per row with int8 activations per token."""
+
+    bits: Literal[16, 8] = 16
+
+
+class EmbeddingFormat(Part):
+    """The token embedding: 8 is int8 per row."""
+
+    bits: Literal[16, 8] = 16
+
+
+class AttentionFormat(Part):
+    """Operands of attention; below 16 they exist for studies in torch."""
+
+    k_bits: Literal[16, 8, 4] = 16
+    v_bits: Literal[16, 8, 4] = 16
+    prob_bits: Literal[16, 8, 4] = 16
+    v_scale: Literal["token", "head_static"] = "token"
+
+
+class Calibration(Part):
+    """What the statistics are taken on; `length` in tokens at most, `noise_buckets` split the masked share 0..1."""
+
+    source: Literal["builtin"] = "builtin"
+    samples: int = Field(default=64, ge=1, le=65536)
+    length: int = Field(default=128, ge=8, le=65536)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    noise_buckets: int = Field(default=4, ge=1, le=64)
+
+
+class Lowering(Part):
+    """The ONNX file: `top_k` ids a head row leave the graph; `debug_logits` adds the whole vocabulary."""
+
+    opset: Literal[23, 24] = 24
+    top_k: int = Field(default=8, ge=1, le=1024)
+    debug_logits: bool = False
+
+
+class Validation(Part):
+    """Limits against the model at full precision; `max_nll_increase` in nats a masked token."""
+
+    max_nll_increase: float = Field(default=0.01, ge=0)
+    min_argmax_agreement: Share = 0.99
+    samples: int = Field(default=32, ge=1, le=65536)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Generation(Part):
+    """Defaults of `dllmc run`; `steps` null commits one position a step under the quota policy."""
+
+    gen_length: int = Field(default=32, ge=1, le=65536)
+    block_length: int = Field(default=32, ge=1, le=65536)
+    policy: Literal["quota", "threshold"] = "quota"
+    threshold: Share = 0.9
+    steps: Annotated[int, Field(ge=1, le=65536)] | None = None
+
+    @model_validator(mode="after")
+    def _combine(self) -> Generation:
+        if self.block_length > self.gen_length:
+            raise ValueError(f"block_length {self.block_length} is longer than gen_length {self.gen_length}")
+        return self
+
+
+class Recipe(Part):
+    """Everything a user may decide about one export."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    description: str = Field(default="", max_length=500)
+    method: Literal["none", "rtn"]
+    linear: LinearFormat = LinearFormat()
+    head: HeadFormat = HeadFormat()
+    embedding: EmbeddingFormat = EmbeddingFormat()
+    attention: AttentionFormat = AttentionFormat()
+    skip: Annotated[tuple[StrictStr, ...], Field(strict=False)] = ()
+    calibration: Calibration = Calibration()
+    lowering: Lowering = Lowering()
+    validation: Validation = Validation()
+    generation: Generation = Generation()
+    threads: int = Field(default=2, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _combine(self) -> Recipe:
+        parts = {
+            "linear.w_bits": self.linear.w_bits,
+            "head.bits": self.head.bits,
+            "embedding.bits": self.embedding.bits,
+        }
+        below = [name for name, bits in parts.items() if bits < 16]
+        if self.method == "none" and below:
+            raise ValueError(f"method none quantises nothing, but {', '.join(below)} is below 16; set method: rtn")
+        if self.method != "none" and not below:
+            raise ValueError(f"method {self.method} has nothing to quantise: every part has 16 bits; set method: none")
+        if self.skip and self.linear.w_bits == 16:
+            raise ValueError("skip names linears to keep at 16 bits, but linear.w_bits is 16 already")
+        return self
+
+    def skips(self, linear: str) -> bool:
+        """Whether this linear, by our name such as `blocks.0.mlp.down_proj`, stays at 16 bits."""
+        return any(fnmatchcase(linear, pattern) for pattern in self.skip)
+
+    def check_exportable(self) -> None:
+        """Raise UsageFault for what only the studies in torch may ask."""
+        for name in ("k_bits", "v_bits", "prob_bits"):
+            bits = getattr(self.attention, name)
+            if bits < 16:
+                raise UsageFault(
+                    f"attention.{name} {bits} cannot be exported: attention operands are 16-bit in every bundle; "
+                    f"remove it or pass --set attention.{name}=16"
+                )
+
+    def check_against(self, config: ModelConfig) -> None:
+        """Raise UsageFault where this recipe does not fit the model's sizes."""
+        inners = {
+            "hidden_size": config.hidden_size,
+            "attention width": config.num_heads * config.head_dim,
+            "intermediate_size": config.intermediate_size,
+        }
+        for key, group in (("w_group", self.linear.w_group), ("a_group", self.linear.a_group)):
+            for name, size in inners.items():
+                if group and size % group:
+                    raise UsageFault(
+                        f"linear.{key} {group} does not divide the model's {name} {size}; "
+                        f"pass --set linear.{key}=G with a G that divides it, or 0 for the whole row"
+                    )
+        if self.lowering.top_k > config.vocab_size:
+            raise UsageFault(f"lowering.top_k {self.lowering.top_k} exceeds the vocabulary of {config.vocab_size}")
+        if self.generation.gen_length > config.max_length:
+            raise UsageFault(
+                f"generation.gen_length {self.generation.gen_length} exceeds the model's maximum length of "
+                f"{config.max_length} tokens"
+            )
+        names = linear_names(config)
+        for pattern in self.skip:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageFault(f"skip pattern {pattern!r} matches no linear; names look like {names[0]!r}")
+
+
+def linear_names(config: ModelConfig) -> list[str]:
+    """Our names of all linears in the blocks, in order of execution."""
+    inside = [f"attn.{letter}_proj" for letter in "qkvo"] + [f"mlp.{word}_proj" for word in ("gate", "up", "down")]
+    return [f"blocks.{index}.{name}" for index in range(config.num_layers) for name in inside]
