@@ -65,7 +65,8 @@ class Attention(nn.Module):
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.grouped)
-        return self.o_proj(z.transpose(1, 2).flatten(-2))
+        y: Tensor = self.o_proj(z.transpose(1, 2).flatten(-2))
+        return y
 
 
 class Mlp(nn.Module):
@@ -78,7 +79,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
 
 
 class Block(nn.Module):
@@ -93,7 +95,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor) -> Tensor:
         x = x + self.attn(self.attn_norm(x), cos, sin, visible)
-        return x + self.mlp(self.mlp_norm(x))
+        y: Tensor = x + self.mlp(self.mlp_norm(x))
+        return y
 
 
 class Transformer(nn.Module):
@@ -116,7 +119,7 @@ class Transformer(nn.Module):
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, kv_len: Tensor) -> Tensor:
         """Residual stream [B, Q, D] after the last block; slots at or beyond `kv_len` [B] are never attended."""
-        x = self.embed(input_ids)
+        x: Tensor = self.embed(input_ids)
         cos, sin = rotary_angles(position_ids, self.rope_frequencies)
         slots = torch.arange(input_ids.shape[1], device=input_ids.device)
         # ORT's Attention refuses a mask whose query dimension is 1, hence the expand.
@@ -127,4 +130,5 @@ class Transformer(nn.Module):
 
     def logits(self, input_ids: Tensor, position_ids: Tensor, kv_len: Tensor) -> Tensor:
         """Logits [B, Q, V] of every row, before any shift."""
-        return self.head(self.norm(self.hidden(input_ids, position_ids, kv_len)))
+        y: Tensor = self.head(self.norm(self.hidden(input_ids, position_ids, kv_len)))
+        return y
