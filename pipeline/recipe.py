@@ -101,12 +101,12 @@ class Validation(Part):
 
 
 class Generation(Part):
-    """Defaults of `dllmc run`; `steps` null commits one position a step under the quota policy."""
+    """Defaults of `dllmc run`; `steps` null means one step a token at most."""
 
     gen_length: int = Field(default=32, ge=1, le=65536)
     block_length: int = Field(default=32, ge=1, le=65536)
-    policy: Literal["quota", "threshold"] = "quota"
-    threshold: Share = 0.9
+    policy: Literal["quota", "threshold"] = "threshold"
+    threshold: float = Field(default=0.9, gt=0, le=1)
     steps: Annotated[int, Field(ge=1, le=65536)] | None = None
 
     @model_validator(mode="after")
