@@ -1,0 +1,12 @@
+"""The machines that can run a graph, by name; each imports its own library only when a session is opened."""
+
+from collections.abc import Callable
+
+from pipeline.backends import eager
+from pipeline.backends.backend import Feeds, Record, Session
+
+BACKENDS: dict[str, Callable[..., Session]] = {
+    "eager": eager.open_transformer,
+}
+
+__all__ = ["BACKENDS", "Feeds", "Record", "Session"]

@@ -1,0 +1,9 @@
+"""Fast-dLLM's confidence threshold (arXiv 2505.22618, algorithm 1), with a least speed."""
+
+from pipeline.runner.candidates import Candidates, Picks
+
+
+def threshold(candidates: Candidates) -> Picks:
+    """Every position with p >= threshold, and always the quota's surest (by default one)."""
+    sure = 1.0 / (1.0 + candidates.doubt) >= candidates.threshold
+    return (candidates.masked & sure) | candidates.surest()

@@ -1,0 +1,138 @@
+"""What the loop must know of a model, read from the `config.json` of a bundle, and what a user may choose."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputRefused, UsageFault
+from pipeline.runner.policies import POLICIES
+
+if TYPE_CHECKING:
+    from pipeline.models.config import ModelConfig
+
+CONFIG_VERSION = 1
+LOWEST_TEMPERATURE = 1e-3  # below it logits / T leaves the range of float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """How to denoise; `steps` None means one step a token at most."""
+
+    gen_length: int = 32
+    block_length: int = 32
+    steps: int | None = None
+    policy: str = "threshold"
+    threshold: float = 0.9
+    temperature: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UsageFault for a value that cannot be meant."""
+        for name in ("gen_length", "block_length", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageFault(f"{name} is {value}; expected 1 or more")
+        if self.policy not in POLICIES:
+            near = difflib.get_close_matches(self.policy, POLICIES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageFault(f"unknown policy {self.policy!r}; known: {', '.join(POLICIES)}{hint}")
+        if not 0.0 < self.threshold <= 1.0:
+            raise UsageFault(f"threshold is {self.threshold}; expected more than 0 and at most 1")
+        if not (self.temperature == 0.0 or LOWEST_TEMPERATURE <= self.temperature < math.inf):
+            raise UsageFault(
+                f"temperature is {self.temperature}; expected 0 (the best token) or at least {LOWEST_TEMPERATURE}"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageFault(f"seed is {self.seed}; expected 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Constants of one model; `embedding_size` is V, the rows of its LM head."""
+
+    mask_id: int
+    eos_id: int
+    pad_id: int
+    shifted_logits: bool
+    max_length: int
+    vocab_size: int
+    embedding_size: int
+    top_k: int
+    generation: GenerateOptions = field(default_factory=GenerateOptions)
+
+    @classmethod
+    def of_model(cls, config: ModelConfig, *, top_k: int = 8, generation: GenerateOptions | None = None) -> Settings:
+        """The settings of a model whose configuration is at hand."""
+        shared = {f.name: getattr(config, f.name) for f in fields(cls) if f.name not in ("top_k", "generation")}
+        return cls(**shared, top_k=top_k, generation=generation or GenerateOptions())
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `config.json`; `read_settings` is its inverse."""
+        return {"dllmc_config": CONFIG_VERSION, **asdict(self)}
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings from the `config.json` of a bundle; raises InputRefused."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputRefused(f"{path} is missing; is this the folder that `dllmc export` wrote?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
+        raise InputRefused(f"{path} cannot be read as JSON: {fault}") from None
+    if not isinstance(content, dict) or content.pop("dllmc_config", None) != CONFIG_VERSION:
+        raise InputRefused(f'{path} is not a runner configuration: expected an object with "dllmc_config": 1')
+    generation = content.pop("generation", {})
+    if not isinstance(generation, dict):
+        raise InputRefused(f"{path}: generation is {generation!r}; expected an object")
+    options = GenerateOptions(**_checked(generation, GenerateOptions, f"{path}: generation"))
+    settings = Settings(**_checked(content, Settings, str(path)), generation=options)
+    try:
+        options.check()
+    except UsageFault as fault:
+        raise InputRefused(f"{path}: generation: {fault}") from None
+    _check_sizes(settings, path)
+    return settings
+
+
+# Annotations are strings here (PEP 563), which is what makes this table possible on every Python.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool": (bool,),
+    "float": (float, int),
+    "str": (str,),
+}
+
+
+def _checked(content: dict[str, Any], target: type[Settings | GenerateOptions], where: str) -> dict[str, Any]:
+    wanted = {f.name: f for f in fields(target) if f.name != "generation"}
+    unknown = [name for name in content if name not in wanted]
+    if unknown:
+        raise InputRefused(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(wanted)}")
+    if target is Settings and (missing := [name for name in wanted if name not in content]):
+        raise InputRefused(f"{where}: key {missing[0]!r} is missing")
+    for name, value in content.items():
+        kind = str(wanted[name].type)
+        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise InputRefused(f"{where}: {name} is {value!r}; expected {kind}")
+    return content
+
+
+def _check_sizes(settings: Settings, path: Path) -> None:
+    for name in ("max_length", "vocab_size", "embedding_size", "top_k"):
+        if getattr(settings, name) < 1:
+            raise InputRefused(f"{path}: {name} is {getattr(settings, name)}; expected 1 or more")
+    if settings.vocab_size > settings.embedding_size:
+        raise InputRefused(
+            f"{path}: vocab_size {settings.vocab_size} is more than embedding_size {settings.embedding_size}"
+        )
+    for name in ("mask_id", "eos_id", "pad_id"):
+        if not 0 <= getattr(settings, name) < settings.embedding_size:
+            raise InputRefused(
+                f"{path}: {name} is {getattr(settings, name)}; expected 0 to {settings.embedding_size - 1}"
+            )
