@@ -1,0 +1,39 @@
+"""Weight codes back to float, for layers whose activations stay float: standard DequantizeLinear in ONNX.
+
+Shape letters: N outputs, K inner, G groups.
+"""
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+from torch import Tensor
+
+from plugins.body import Body
+from plugins.int4 import code_limit
+from plugins.op import Attributes, Op
+
+
+def dequantize(codes: Tensor, w_scale: Tensor, bits: int, w_group: int = 0) -> Tensor:
+    """Weight float32 [N, K] = codes int8 [N, K] * w_scale [N, 1] or [N, G]. Raises ValueError for sizes that differ."""
+    code_limit(bits)
+    size = w_group or codes.shape[-1]
+    if size * w_scale.shape[-1] != codes.shape[-1]:
+        raise ValueError(f"scales do not fit; got {w_scale.shape[-1]} of {size} columns, expected {codes.shape[-1]}")
+    return (codes.float().unflatten(-1, (-1, size)) * w_scale[..., None]).flatten(-2)
+
+
+def write_dequantize(body: Body, v: Mapping[str, ir.Value], attributes: Attributes) -> list[ir.Value]:
+    """Nodes of `dequantize`."""
+    if attributes["w_group"]:
+        return [body("DequantizeLinear", v["codes"], v["w_scale"], axis=1, block_size=attributes["w_group"])]
+    return [body("DequantizeLinear", v["codes"], body("Squeeze", v["w_scale"], body.ints(1)), axis=0)]
+
+
+DEQUANTIZE = Op(
+    name="dequantize",
+    reference=dequantize,
+    onnx_type="DllmcDequantize",
+    body=write_dequantize,
+    narrow=lambda attributes: ("codes",) if attributes["bits"] <= 4 else (),
+    inlined=True,
+)
