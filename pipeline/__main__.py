@@ -1,0 +1,116 @@
+"""The command `dllmc`: errors become one line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from pipeline.cli import Invocation, group
+from pipeline.errors import DllmcError, EnvironmentFault, WillNotFit
+
+INTERRUPTED = 130
+TERMINATED = 143
+OUR_BUG = 1
+
+# Import name -> what installs it; only the runner's own packages come without an extra.
+INSTALLED_BY = {
+    **dict.fromkeys(("numpy", "onnxruntime", "tokenizers"), "dllmc"),
+    **dict.fromkeys(
+        ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "pydantic", "yaml", "psutil"),
+        "dllmc[export]",
+    ),
+    **dict.fromkeys(("huggingface_hub", "datasets"), "dllmc[hf]"),
+}
+# How libraries say in words what Python says with MemoryError and ENOSPC.
+NO_MEMORY_WORDS = ("not enough memory", "out of memory", "bad_alloc", "bad allocation")
+NO_SPACE_WORDS = ("no space left on device", "os error 28", "disk quota exceeded")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that nothing half-written stays."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    invocation = Invocation()
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with warnings.catch_warnings():
+            _quiet_libraries()
+            result = group.main(arguments, prog_name="dllmc", standalone_mode=False, obj=invocation)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as fault:
+        fault.show()
+        return fault.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _report("interrupted; nothing was published, repeat the command to go on", INTERRUPTED)
+    except Terminated:
+        return _report("terminated; nothing was published, repeat the command to go on", TERMINATED)
+    except Exception as fault:
+        return _fail(fault, invocation)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _quiet_libraries() -> None:
+    """Show our own notes, one line each, and none of the libraries' chatter."""
+    warnings.simplefilter("ignore")
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format=f"{clear}%(message)s", force=True)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+def _fail(fault: BaseException, invocation: Invocation) -> int:
+    if invocation.debug:
+        traceback.print_exception(fault)
+    known = as_known(fault)
+    if known is not None:
+        return _report(str(known), known.exit_code)
+    return _report(
+        f"internal error, a bug in dllmc: {type(fault).__name__}: {fault}; "
+        f"repeat with --debug and report the traceback",
+        OUR_BUG,
+    )
+
+
+def as_known(fault: BaseException) -> DllmcError | None:
+    """What a library's exception means to the user; None when it is our bug."""
+    words = str(fault).lower()
+    if isinstance(fault, DllmcError):
+        return fault
+    if isinstance(fault, MemoryError) or any(word in words for word in NO_MEMORY_WORDS):
+        return WillNotFit("not enough memory; close other programs, or use a machine with more")
+    if any(word in words for word in NO_SPACE_WORDS):
+        return WillNotFit(f"the disk is full: {fault}; free some space and repeat")
+    if isinstance(fault, OSError) and fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return EnvironmentFault(f"{fault.filename or 'a file'} is not accessible: {fault.strerror}")
+    if isinstance(fault, ModuleNotFoundError):
+        package = (fault.name or "").split(".")[0]
+        if package in INSTALLED_BY:
+            return EnvironmentFault(
+                f"the package {package!r} is missing; install it with `pip install '{INSTALLED_BY[package]}'`"
+            )
+    return None
+
+
+def _report(message: str, code: int) -> int:
+    # Names from a model folder may hold terminal escapes; a message is one line of printable text.
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    print(f"dllmc: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
