@@ -38,7 +38,7 @@ class StoreHalf:
         half = weight.to(torch.float16)
         if not weight.is_meta and not bool(half.isfinite().all()):
             raise ValueError(f"{attribute_name(source)} leaves the range of float16")
-        return add_attribute(graph, f"{attribute_name(source).removesuffix('.weight')}.half", half)
+        return add_attribute(graph, f"{attribute_name(source).removesuffix('.weight')}.weight_half", half)
 
     def _store_embedding(self, graph: GraphModule, lookup: Node) -> None:
         table, ids = node_of(lookup.args[0]), lookup.args[1]

@@ -5,7 +5,6 @@ has shapes but no weights, and is what gets lowered. Weight names are those of t
 Shape letters: B batch, Q query rows, R head rows, D hidden, C channels a head, V vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx import GraphModule
 
-import plugins
+import plugins  # noqa: F401  (registers torch.ops.dllmc)
 from passes.base import run
 from passes.clean_capture import CleanCapture
 from passes.graph import attributes, set_attributes
@@ -89,12 +88,12 @@ def untied(config: ModelConfig) -> ModelConfig:
     return replace(config, tied_head=False)
 
 
-def pieces(config: ModelConfig) -> Iterator[Piece]:
+def pieces(config: ModelConfig) -> list[Piece]:
     """The ends first, then the blocks in order."""
     with torch.device("meta"):
-        yield Piece(ENDS, tuple(Ends(config).state_dict()))
-        for index in range(config.num_layers):
-            yield Piece(f"blocks.{index}", tuple(OneBlock(config, index).state_dict()))
+        ends = Piece(ENDS, tuple(Ends(config).state_dict()))
+        blocks = (Piece(f"blocks.{i}", tuple(OneBlock(config, i).state_dict())) for i in range(config.num_layers))
+        return [ends, *blocks]
 
 
 def _float_graph(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[object, ...]) -> GraphModule:
@@ -107,19 +106,17 @@ def _float_graph(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[o
 
 def capture_whole(config: ModelConfig, *, top_k: int, debug_logits: bool = False, device: str = "meta") -> GraphModule:
     """Float graph of the whole model, linears merged; on `meta` it has no weights."""
-    plugins.register()
     batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
     with torch.device(device):
         module = Recorded(config, top_k=top_k, debug_logits=debug_logits)
-        ids = torch.zeros(2, 5, dtype=torch.long)
-        example = (ids, ids, ids[:, 0], ids[:, :3], torch.zeros(config.embedding_size), torch.zeros(2))
+        ids, lengths, rows_of = (torch.zeros(shape, dtype=torch.long) for shape in ((2, 5), (2,), (2, 3)))
+        example = (ids, ids.clone(), lengths, rows_of, torch.zeros(config.embedding_size), torch.zeros(2))
     canvas, per_row = {0: batch, 1: query}, {0: batch}
     return _float_graph(module, example, (canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row))
 
 
 def capture_piece(config: ModelConfig, piece: Piece, weights: dict[str, Tensor]) -> GraphModule:
     """Float graph of one piece, linears merged, with real `weights` (float32, by name before merging)."""
-    plugins.register()
     batch, query = Dim("batch"), Dim("query")
     x = torch.zeros(2, 5, config.hidden_size)
     shape = {0: batch, 1: query}
