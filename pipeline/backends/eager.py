@@ -40,24 +40,11 @@ class EagerSession:
         self.graph = None
 
 
-def record(
-    logits: torch.Tensor, logit_bias: torch.Tensor, inv_temp: torch.Tensor, top_k: int
-) -> Sequence[torch.Tensor]:
-    """The five outputs of logits [B, R, V], by their definition."""
-    import torch
-
-    biased = logits + logit_bias
-    ordered, ids = biased.sort(dim=-1, descending=True, stable=True)
-    z = ordered - ordered[..., :1]
-    tail = z[..., 1:].exp().sum(-1)
-    mean_z = (z * z.exp()).sum(-1) / (1 + tail)
-    lse = torch.logsumexp(biased * inv_temp[:, None, None], dim=-1)
-    return ids[..., :top_k], ordered[..., :top_k], tail, mean_z - torch.log1p(tail), lse
-
-
 def open_transformer(model: Transformer, *, top_k: int = 8, device: str = "cpu") -> EagerSession:
     """The full-precision model as a session: hidden rows, gather, norm, head, record."""
     import torch
+
+    import plugins  # noqa: F401  importing it defines torch.ops.dllmc
 
     def graph(
         input_ids: torch.Tensor,
@@ -69,6 +56,8 @@ def open_transformer(model: Transformer, *, top_k: int = 8, device: str = "cpu")
     ) -> Sequence[torch.Tensor]:
         x = model.hidden(input_ids, position_ids, kv_len)
         x = torch.take_along_dim(x, head_index[..., None], dim=1)
-        return record(model.head(model.norm(x)).float(), logit_bias, inv_temp, top_k)
+        logits = model.head(model.norm(x)).float()
+        record: Sequence[torch.Tensor] = torch.ops.dllmc.record(logits, logit_bias, inv_temp, top_k)
+        return record
 
     return EagerSession(graph, top_k=top_k, device=device)

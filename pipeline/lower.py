@@ -1,0 +1,136 @@
+"""Stage lower: the whole graph, without weights, through the same passes, translated to ONNX; weights written last.
+
+It rewrites nothing of its own: passes make the graph, `plugins` say what each op means, `torch.onnx` translates the rest.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.export import Dim
+from torch.fx import GraphModule
+
+import plugins
+from passes.base import run
+from passes.graph import attributes
+from passes.invariants import check_lowered
+from passes.lowering import LOWERING
+from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole
+from pipeline.errors import InputRefused
+from pipeline.models.config import ModelConfig
+from pipeline.quantize import Weights, simulate
+from pipeline.recipe import Recipe
+
+IR_VERSION = 11
+ALIGNMENT = 4096  # one page, so that a runtime can map the weights
+# Left by the exporter on every node; they hold paths of the machine and change from run to run.
+DROPPED_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.onnx.original_node_name")
+
+
+def lowered_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
+    """The graph of ops that is translated, on the meta device."""
+    graph = capture_whole(config, top_k=recipe.lowering.top_k, debug_logits=recipe.lowering.debug_logits)
+    simulate(graph, recipe)
+    run(graph, LOWERING, check_lowered)
+    return graph
+
+
+def write_onnx(
+    config: ModelConfig, recipe: Recipe, weights: Weights, path: Path, *, on_weight: Callable[[str], None]
+) -> dict[str, int]:
+    """Write `path` and its one data file; returns how many nodes of each op type of ours stand in it.
+
+    Raises InputRefused when the sidecar files do not hold exactly the weights that the graph reads.
+    """
+    graph = lowered_graph(config, recipe)
+    expected, found = set(attributes(graph)), weights.names
+    if expected != found:
+        raise InputRefused(
+            f"the quantised weights do not fit this graph; missing {sorted(expected - found)}, "
+            f"unused {sorted(found - expected)}; run `dllmc quantize` again"
+        )
+    model = translate(graph, config, recipe)
+    _attach_weights(model, weights, on_weight)
+    plugins.attach_functions(model)
+    _tidy(model, config)
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=0, alignment=ALIGNMENT)
+    onnx.checker.check_model(str(path))
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        if node.domain == "dllmc":
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def translate(graph: GraphModule, config: ModelConfig, recipe: Recipe) -> ir.Model:
+    """ONNX model without weight values."""
+    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
+    ids, lengths, chosen = (torch.zeros(s, dtype=torch.long, device="meta") for s in ((2, 5), (2,), (2, 3)))
+    bias, inv_temp = (torch.zeros(n, device="meta") for n in (config.embedding_size, 2))
+    canvas, per_row = {0: batch, 1: query}, {0: batch}
+    with quiet_exporter():
+        program = torch.onnx.export(
+            graph,
+            (ids, ids.clone(), lengths, chosen, bias, inv_temp),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=recipe.lowering.opset,
+            input_names=list(INPUT_NAMES),
+            output_names=[*OUTPUT_NAMES, "logits"] if recipe.lowering.debug_logits else list(OUTPUT_NAMES),
+            dynamic_shapes=(canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row),
+            custom_translation_table=plugins.translation_table(),
+        )
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter's own chatter is not for the user; its failures are exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def _attach_weights(model: ir.Model, weights: Weights, on_weight: Callable[[str], None]) -> None:
+    def lazy(name: str, value: ir.Value) -> ir.LazyTensor:
+        def read() -> ir.Tensor:
+            on_weight(name)
+            return ir.Tensor(weights[name].numpy(), name=name)
+
+        assert value.dtype is not None and value.shape is not None
+        return ir.LazyTensor(read, dtype=value.dtype, shape=ir.Shape(value.shape), name=name)
+
+    for name, value in model.graph.initializers.items():
+        if name in weights.names:
+            value.const_value = lazy(name, value)
+
+
+def _tidy(model: ir.Model, config: ModelConfig) -> None:
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "dllmc", ""
+    model.doc_string = None
+    model.graph.name = config.family
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def state_of(graph: GraphModule, weights: Weights) -> dict[str, Tensor]:
+    """The weights that one graph reads."""
+    return {name: weights[name] for name in attributes(graph)}
