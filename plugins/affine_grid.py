@@ -45,7 +45,7 @@ def split_groups(x: Tensor, a_group: int) -> Tensor:
     size = a_group or x.shape[-1]
     if x.shape[-1] % size:
         raise ValueError(f"a_group does not divide K; got {a_group} and K {x.shape[-1]}")
-    return x.unflatten(-1, (-1, size))
+    return torch.unflatten(x, -1, (-1, size))
 
 
 def write_grid(body: Body, x: ir.Value, attributes: Attributes) -> tuple[ir.Value, ir.Value, ir.Value | None]:

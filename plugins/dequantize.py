@@ -6,6 +6,7 @@ Shape letters: N outputs, K inner, G groups.
 from collections.abc import Mapping
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from plugins.body import Body
@@ -19,7 +20,7 @@ def dequantize(codes: Tensor, w_scale: Tensor, bits: int, w_group: int = 0) -> T
     size = w_group or codes.shape[-1]
     if size * w_scale.shape[-1] != codes.shape[-1]:
         raise ValueError(f"scales do not fit; got {w_scale.shape[-1]} of {size} columns, expected {codes.shape[-1]}")
-    return (codes.float().unflatten(-1, (-1, size)) * w_scale[..., None]).flatten(-2)
+    return (torch.unflatten(codes.float(), -1, (-1, size)) * w_scale[..., None]).flatten(-2)
 
 
 def write_dequantize(body: Body, v: Mapping[str, ir.Value], attributes: Attributes) -> list[ir.Value]:

@@ -28,13 +28,13 @@ def _sort_attributes(op: Op, node: ir.Node) -> dict[str, int | float]:
 def _packed(tensor: ir.TensorProtocol, name: str | None) -> ir.LazyTensor:
     """INT4 view of int8 codes, converted when the model is saved."""
 
-    def convert() -> ir.Tensor:
+    def convert() -> ir.TensorProtocol:
         array = tensor.numpy()
         if array.size and (array.min() < -_MAX_INT4 - 1 or array.max() > _MAX_INT4):
             raise ValueError(f"codes of {name} do not fit 4 bits; got {array.min()}..{array.max()}, expected -8..7")
         return ir.Tensor(array.astype(INT4.numpy()), name=name)
 
-    return ir.LazyTensor(convert, dtype=INT4, shape=ir.Shape(tensor.shape), name=name)
+    return ir.LazyTensor(convert, dtype=INT4, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def _narrow(value: ir.Value) -> None:

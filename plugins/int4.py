@@ -12,7 +12,7 @@ def code_limit(bits: int) -> int:
     """Largest code of a signed symmetric format: 7 for 4 bits, 127 for 8. Raises ValueError outside 2..8 bits."""
     if not 2 <= bits <= 8:
         raise ValueError(f"unsupported number of bits; got {bits}, expected 2 to 8")
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def pack_int4(codes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plugins.body import DOUBLE, FLOAT, Body
 from plugins.integer_matmul import integer_matmul, write_matmul, write_operands
-from plugins.op import Attributes
+from plugins.op import Attributes, check_together
 
 LINEAR_FLAGS = {"has_zero": ("zero", "w_sum"), "has_bias": ("bias",), "has_residual": ("residual",)}
 
@@ -31,12 +31,14 @@ def _group_size(inner: int, a_group: int, w_group: int) -> int:
     return size
 
 
-def _column(table: Tensor, group: int) -> Tensor:
+def _column(name: str, table: Tensor, group: int, num_groups: int) -> Tensor:
+    if table.shape[-1] not in (1, num_groups):
+        raise ValueError(f"{name} does not fit; got {table.shape[-1]} columns, expected 1 or {num_groups}")
     return table[..., min(group, table.shape[-1] - 1)]
 
 
 def _swiglu(y: Tensor) -> Tensor:
-    pairs = y.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(y, -1, (-1, 2))
     gate, up = pairs[..., 0], pairs[..., 1]
     # exp differs by an ulp between libraries; in float64 that ulp disappears when silu is rounded to float32.
     wide = gate.double()
@@ -67,15 +69,18 @@ def integer_linear(
         raise ValueError(f"unknown weight layout; got {layout}, expected 0 (canonical)")
     if swiglu and residual is not None:
         raise ValueError("swiglu halves the outputs and takes no residual")
+    check_together(zero=zero, w_sum=w_sum)
     size = _group_size(weight.shape[-1], a_group, w_group)
+    num_groups = weight.shape[-1] // size
     y: Tensor | None = None
-    for group in range(weight.shape[-1] // size):
+    for group in range(num_groups):
         part = slice(group * size, (group + 1) * size)
         acc = integer_matmul(codes[..., part], weight[:, part], a_bits, w_bits)
         if zero is not None and w_sum is not None:
-            acc = acc + _column(zero, group)[..., None] * _column(w_sum, group)
-        term = acc.float() * _column(w_scale, group)
-        term = term * _column(scale, group)[..., None] if a_group else term
+            shift = _column("zero", zero, group, num_groups)[..., None] * _column("w_sum", w_sum, group, num_groups)
+            acc = acc + shift
+        term = acc.float() * _column("w_scale", w_scale, group, num_groups)
+        term = term * _column("scale", scale, group, num_groups)[..., None] if a_group else term
         y = term if y is None else y + term
     assert y is not None
     y = y if a_group else y * scale

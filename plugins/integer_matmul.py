@@ -21,7 +21,7 @@ def integer_matmul(codes: Tensor, weight: Tensor, a_bits: int, w_bits: int) -> T
     bound = codes.shape[-1] * code_limit(a_bits) * code_limit(w_bits)
     dtype = torch.float32 if bound < 2**24 else torch.float64
     wide = codes.to(dtype)
-    parts = [wide @ rows.to(dtype).transpose(-1, -2) for rows in weight.split(_ROWS_AT_ONCE)]
+    parts = [wide @ rows.to(dtype).transpose(-1, -2) for rows in torch.split(weight, _ROWS_AT_ONCE)]
     return torch.cat(parts, dim=-1).to(torch.int32)
 
 

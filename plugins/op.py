@@ -46,6 +46,13 @@ def float32(value: float) -> float:
     return float(np.float32(value))
 
 
+def check_together(**given: Tensor | None) -> None:
+    """Raise ValueError when some of the named tensors are present and others are not."""
+    missing = [name for name, tensor in given.items() if tensor is None]
+    if missing and len(missing) < len(given):
+        raise ValueError(f"{', '.join(given)} come together; got no {', '.join(missing)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Op:
     """A custom op; `flags` maps a has_* attribute to the optional inputs that come and go together."""
@@ -93,10 +100,8 @@ class Op:
         """Numbers of the call and its has_* flags. Raises ValueError when inputs that belong together are split."""
         found: dict[str, int | float] = {}
         for flag, names in self.flags.items():
-            given = [arguments[name] is not None for name in names]
-            if any(given) != all(given):
-                raise ValueError(f"{self.name}: give all of {', '.join(names)} or none of them")
-            found[flag] = int(any(given))
+            check_together(**{name: arguments[name] for name in names})
+            found[flag] = int(arguments[names[0]] is not None)
         for name in self.attribute_names[len(self.flags) :]:
             floating = self.signature.parameters[name].annotation is float
             found[name] = float32(arguments[name]) if floating else int(arguments[name])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plugins.affine_grid import quantize_rows, split_groups, write_grid
 from plugins.body import DOUBLE, FLOAT, INT4, INT8, INT32, INT64, Body
-from plugins.op import Attributes, Op, float32
+from plugins.op import Attributes, Op, check_together, float32
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -28,7 +28,7 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _compensate(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-    blocks = x.double().unflatten(-1, (-1, matrix.shape[-1]))
+    blocks = torch.unflatten(x.double(), -1, (-1, matrix.shape[-1]))
     return torch.einsum("...bi,boi->...bo", blocks, matrix.double()).flatten(-2).float() + bias
 
 
@@ -37,7 +37,7 @@ def _gate(x: Tensor, state: Tensor, axis: int, size: int) -> Tensor:
     if axis not in (0, 1):
         raise ValueError(f"gate_axis names a Kronecker factor; got {axis}, expected 0 or 1")
     length = x.shape[axis - 2]
-    index = torch.arange(length, device=x.device).unflatten(0, (-1, 1) if axis == 0 else (1, -1))
+    index = torch.arange(length, device=x.device).unsqueeze(1 - axis)
     unmasked_slice = index >= length - size
     masked_slice = (index >= length - 2 * size) & ~unmasked_slice
     masked = (state == 1)[..., None, None]
@@ -48,7 +48,7 @@ def _transform(x: Tensor, left: Tensor, right: Tensor, state: Tensor | None, gat
     a, b = left.shape[0], right.shape[0]
     if a * b != x.shape[-1]:
         raise ValueError(f"Kronecker factors do not fit; got {a} x {b}, expected a product of {x.shape[-1]}")
-    tile = (left.double().transpose(0, 1) @ x.double().unflatten(-1, (a, b)) @ right.double()).float()
+    tile = (left.double().transpose(0, 1) @ torch.unflatten(x.double(), -1, (a, b)) @ right.double()).float()
     if state is not None:
         tile = _gate(tile, state.reshape(x.shape[:-1]), gate_axis, gate_size)
     return tile.flatten(-2)
@@ -77,6 +77,8 @@ def quantize(
     norm_weight, channel_scale, tac_bias [K]; tac_matrix [K/g, g, g]; left [a, a]; right [b, b]; state int32, one a row.
     Raises ValueError for sizes that do not fit or a state without a transform.
     """
+    check_together(tac_matrix=tac_matrix, tac_bias=tac_bias)
+    check_together(left=left, right=right)
     x = x.float()
     if norm_weight is not None:
         x = _normalise(x, norm_weight, eps)

@@ -17,7 +17,7 @@ from plugins.op import Attributes, Op
 
 def rotate(x: Tensor, blocks: Tensor, perm: Tensor) -> Tensor:
     """y float32 [..., K] from x [..., K], blocks [K/c, c, c], perm int64 [K]; summed in float64, rounded once."""
-    tiles = x.double()[..., perm].unflatten(-1, (-1, blocks.shape[-1]))
+    tiles = torch.unflatten(x.double()[..., perm], -1, (-1, blocks.shape[-1]))
     return torch.einsum("...bi,bio->...bo", tiles, blocks.double()).flatten(-2).float()
 
 
