@@ -24,19 +24,17 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values, "Dream")
     fields.refuse_switched_on(FEATURES)
     _refuse_other_layers(fields)
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    kv_heads = fields.size("num_key_value_heads")
-    head_dim = _head_dim(fields, hidden, heads, kv_heads)
+    heads = fields.size("num_attention_heads")
     rows = fields.size("vocab_size")
     eos_id = fields.token("eos_token_id", rows)
     return ModelConfig(
         family="dream",
-        hidden_size=hidden,
+        hidden_size=fields.size("hidden_size"),
         intermediate_size=fields.size("intermediate_size"),
         num_layers=fields.size("num_hidden_layers", MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        head_dim=fields.head_dim("hidden_size", "num_attention_heads"),
+        num_kv_heads=heads // fields.quotient("num_attention_heads", "num_key_value_heads"),
         embedding_size=rows,
         vocab_size=rows,
         max_length=fields.size("max_position_embeddings"),
@@ -57,16 +55,6 @@ def _refuse_other_layers(fields: Fields) -> None:
         kinds = fields.require("layer_types")
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise fields.refused("layer_types", "only 'full_attention', the one kind that dllmc implements")
-
-
-def _head_dim(fields: Fields, hidden: int, heads: int, kv_heads: int) -> int:
-    """Channels a head: `head_dim` where the file states it, else the hidden size split."""
-    keys = ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    if not fields.has("head_dim"):
-        return fields.split_heads(hidden, heads, kv_heads, keys)
-    head_dim = fields.size("head_dim")
-    fields.split_heads(head_dim * heads, heads, kv_heads, ("head_dim", *keys[1:]))
-    return head_dim
 
 
 def _rope_theta(fields: Fields) -> float:

@@ -87,10 +87,17 @@ class Fields:
                 f"expected {expected}, null or no such key; this checkpoint cannot be exported"
             )
 
-    def split_heads(self, hidden: int, heads: int, kv_heads: int, keys: tuple[str, str, str]) -> int:
-        """Channels a head; `keys` are the file's names of the three sizes."""
-        if hidden % heads or (hidden // heads) % 2:
-            raise self.refused(keys[1], f"a divisor of {keys[0]} = {hidden} that leaves an even head size")
-        if heads % kv_heads:
-            raise self.refused(keys[2], f"a divisor of {keys[1]} = {heads}")
-        return hidden // heads
+    def quotient(self, total: str, part: str) -> int:
+        """The size `total` divided by the size `part`, without remainder."""
+        whole, size = self.size(total), self.size(part)
+        if whole % size:
+            raise self.refused(part, f"a divisor of {total} = {whole}")
+        return whole // size
+
+    def head_dim(self, total: str, heads: str) -> int:
+        """Channels a head, `head_dim` where the file states it; even, because rotary embeddings turn pairs."""
+        stated = self.has("head_dim")
+        channels = self.size("head_dim") if stated else self.quotient(total, heads)
+        if channels % 2:
+            raise self.refused("head_dim" if stated else heads, f"an even number of channels a head, not {channels}")
+        return channels

@@ -35,7 +35,6 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
     fields = Fields(values, "LLaDA")
     fields.refuse_switched_on(FEATURES)
     hidden, heads = fields.size("d_model"), fields.size("n_heads")
-    kv_heads = _kv_heads(fields, heads)
     vocab = fields.size("vocab_size")
     rows = fields.size("embedding_size") if fields.has("embedding_size") else vocab
     if rows < vocab:
@@ -47,8 +46,8 @@ def read_config(values: Mapping[str, Any]) -> ModelConfig:
         intermediate_size=_intermediate_size(fields, hidden),
         num_layers=fields.size("n_layers", MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=fields.split_heads(hidden, heads, kv_heads, ("d_model", "n_heads", "n_kv_heads")),
+        head_dim=fields.head_dim("d_model", "n_heads"),
+        num_kv_heads=_kv_heads(fields, heads),
         embedding_size=rows,
         vocab_size=vocab,
         max_length=fields.size("max_sequence_length"),
@@ -68,10 +67,9 @@ def _kv_heads(fields: Fields, heads: int) -> int:
     multi_query = fields.has("multi_query_attention") and fields.flag("multi_query_attention")
     if not fields.has("n_kv_heads"):
         return 1 if multi_query else heads
-    kv_heads = fields.size("n_kv_heads")
-    if multi_query and kv_heads != 1:
+    if multi_query and fields.size("n_kv_heads") != 1:
         raise fields.refused("n_kv_heads", "1 or null, because multi_query_attention is true")
-    return kv_heads
+    return heads // fields.quotient("n_heads", "n_kv_heads")
 
 
 def _intermediate_size(fields: Fields, hidden: int) -> int:
