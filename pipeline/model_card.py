@@ -16,22 +16,17 @@ from pipeline.licence import Licence
 MAX_ROWS = 60
 
 
+LIMITS = """\
+Quantisation changes a model's answers. The numbers above were measured on the inputs they name; measure your own task
+with `dllmc eval` before you rely on the model. What the base model must not be used for, this one must not either."""
+
+
 def write_card(facts: Mapping[str, Any], work: Path, licence: Licence) -> bytes:
     """The card's text; `facts` is the manifest's, numbers come from validation.json in `work`."""
-    model, complete = facts["model"], facts["completeness"]
-    front = {
-        **licence.front_matter,
-        "base_model": model["source"],
-        **({"base_model_relation": "quantized"} if complete["linears_quantised"] else {}),
-        "library_name": "dllmc",
-        "pipeline_tag": "text-generation",
-        "tags": ["diffusion-language-model", model["family"], "onnx"],
-    }
-    size = sum(row["size_bytes"] for row in facts["formats"])
-    fp16 = sum(row["fp16_bytes"] for row in facts["formats"])
+    model = facts["model"]
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
+        yaml.safe_dump(_front_matter(facts, licence), sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
         f"# {_plain(model['source'])}, {facts['recipe']}",
@@ -39,18 +34,7 @@ def write_card(facts: Mapping[str, Any], work: Path, licence: Licence) -> bytes:
         f"A diffusion language model of the {model['family']} family, compiled by dllmc {facts['dllmc_version']} "
         f"with the recipe `{facts['recipe']}` (`recipe.yaml`). Status: **{facts['status']}**.",
         "",
-        *table(
-            ("part", "format", "tensors", "size", "at fp16"),
-            [
-                (row["part"], row["format"], row["tensors"], size_text(row["size_bytes"]), size_text(row["fp16_bytes"]))
-                for row in facts["formats"]
-            ],
-        ),
-        "",
-        f"Weights: {size_text(size)}, {size_text(fp16)} at fp16. "
-        f"{complete['tensors_used']} of {complete['tensors_total']} tensors of the checkpoint used; "
-        f"{complete['linears_quantised']} of {complete['linears_total']} linears quantised, "
-        f"{complete['linears_kept']} kept at 16 bits by the recipe.",
+        *_weights(facts),
         "",
         "## Validation",
         "",
@@ -62,11 +46,37 @@ def write_card(facts: Mapping[str, Any], work: Path, licence: Licence) -> bytes:
         "",
         "## Limits",
         "",
-        "Quantisation changes a model's answers. The numbers above were measured on the inputs they name; measure "
-        "your own task with `dllmc eval` before you rely on the model. What the base model must not be used for, "
-        "this one must not either.",
+        LIMITS,
     ]
     return ("\n".join(lines) + "\n").encode()
+
+
+def _front_matter(facts: Mapping[str, Any], licence: Licence) -> dict[str, Any]:
+    return {
+        **licence.front_matter,
+        "base_model": facts["model"]["source"],
+        **({"base_model_relation": "quantized"} if facts["completeness"]["linears_quantised"] else {}),
+        "library_name": "dllmc",
+        "pipeline_tag": "text-generation",
+        "tags": ["diffusion-language-model", facts["model"]["family"], "onnx"],
+    }
+
+
+def _weights(facts: Mapping[str, Any]) -> list[str]:
+    formats, complete = facts["formats"], facts["completeness"]
+    rows = [
+        (row["part"], row["format"], row["tensors"], size_text(row["size_bytes"]), size_text(row["fp16_bytes"]))
+        for row in formats
+    ]
+    size, fp16 = (sum(row[key] for row in formats) for key in ("size_bytes", "fp16_bytes"))
+    return [
+        *table(("part", "format", "tensors", "size", "at fp16"), rows),
+        "",
+        f"Weights: {size_text(size)}, {size_text(fp16)} at fp16. "
+        f"{complete['tensors_used']} of {complete['tensors_total']} tensors of the checkpoint used; "
+        f"{complete['linears_quantised']} of {complete['linears_total']} linears quantised, "
+        f"{complete['linears_kept']} kept at 16 bits by the recipe.",
+    ]
 
 
 def _plain(text: str) -> str:

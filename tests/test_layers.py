@@ -1,0 +1,136 @@
+"""The house rules that a reader relies on: imports run one way, files are short, README's tree is true."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("pipeline", "passes", "plugins")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+
+# Room -> rooms it may import.
+MAY_IMPORT = {
+    "plugins": {"plugins"},
+    "passes": {"passes", "plugins"},
+    "pipeline": set(ROOMS),
+}
+# These ship to the device: what they import at module level must be there, too.
+ON_DEVICE = ("pipeline/runner", "pipeline/backends", "pipeline/manifest.py", "pipeline/folder.py", "pipeline/errors.py")
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors", "psutil"}
+HEAVY |= {"passes", "plugins"}
+# A command's --help imports its module, so these may hold nothing but click.
+COMMAND_LINE = ("pipeline/cli", "pipeline/__main__.py")
+
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names that the statements of a tree import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+
+
+def at_module_level(tree: ast.Module) -> Iterator[str]:
+    """The same, of statements that run when the module is imported."""
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            continue
+        yield from imported(statement)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_imports_run_one_way(path: Path) -> None:
+    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+    rooms = {name.split(".")[0] for name in imported(parse(path))} & {*ROOMS, "tests"}
+    assert rooms <= allowed, f"{named(path)} imports {sorted(rooms - allowed)}, allowed: {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if named(path).startswith(ON_DEVICE)], ids=named)
+def test_device_code_imports_nothing_heavy(path: Path) -> None:
+    heavy = {name.split(".")[0] for name in at_module_level(parse(path))} & HEAVY
+    assert not heavy, f"{named(path)} imports {sorted(heavy)} at module level"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if named(path).startswith(COMMAND_LINE)], ids=named)
+def test_commands_import_late(path: Path) -> None:
+    third_party = {
+        name.split(".")[0] for name in at_module_level(parse(path)) if name.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert third_party <= {"click", "pipeline"}, f"{named(path)} imports {sorted(third_party)} at module level"
+
+
+@pytest.mark.parametrize("path", FILES + TEST_FILES, ids=named)
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE_LINES, f"{named(path)} has {lines} lines, at most {MAX_FILE_LINES}"
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            length = int(node.end_lineno or 0) - first + 1
+            assert length <= MAX_FUNCTION_LINES, f"{named(path)}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(parse(path)), f"{named(path)} has no docstring"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_packages_are_of_this_tree(room: str) -> None:
+    found = Path(str(importlib.import_module(room).__file__))
+    assert found == ROOT / room / "__init__.py", f"{room} was imported from {found}"
+
+
+def tracked() -> set[str]:
+    """Entries of the root and of each room, one level deep, as git knows them; folders end in a slash."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: nothing says which files belong to the tree")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    entries = set()
+    for name in listed.splitlines():
+        parts = name.split("/")
+        depth = 2 if parts[0] in ROOMS else 1
+        entries.add("/".join(parts[:depth]) + ("/" if len(parts) > depth else ""))
+    return {name for name in entries if not name.endswith("__init__.py")}
+
+
+def test_readme_tree_is_true() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## The tree\n.*?```\n(.*?)```", readme, re.DOTALL)
+    assert block, "README has no tree"
+    listed: list[str] = []
+    room = ""
+    for line in block.group(1).splitlines():
+        name = line.split()[0]
+        room = room if line.startswith("  ") else name
+        listed.append(room + name if line.startswith("  ") else name)
+        assert len(line.split()) > 1, f"README's tree says nothing about {name}"
+    present = {name for name in tracked() if "/" in name and not name.startswith(".")} | {f"{room}/" for room in ROOMS}
+    assert len(listed) == len(set(listed)), "README's tree lists an entry twice"
+    assert set(listed) == present, (
+        f"missing from README's tree: {sorted(present - set(listed))}; "
+        f"listed, but not in git: {sorted(set(listed) - present)}"
+    )
