@@ -20,7 +20,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.family import ModelFamily
 from pipeline.models.json_file import read_json
 from pipeline.models.shards import Entry, read_headers
-from pipeline.models.transformer import Transformer
+from pipeline.models.transformer import Transformer, rotary_frequencies
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +159,7 @@ def load_model(checkpoint: Checkpoint) -> Transformer:
     model.load_state_dict(checkpoint.load(), strict=True, assign=True)
     if checkpoint.config.tied_head:
         model.head.weight = model.embed.weight
+    model.rope_frequencies = rotary_frequencies(checkpoint.config)  # a constant, so no file holds it
     return model.requires_grad_(False).eval()
 
 
