@@ -1,0 +1,65 @@
+"""`dllmc eval MODEL|BUNDLE`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.generation import chosen, generation_options
+
+
+@click.command(name="eval")
+@click.argument("model", metavar="MODEL|BUNDLE")
+@click.option(
+    "--task",
+    "task",
+    metavar="FILE.jsonl",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="One object a line, with prompt and answer.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N lines.")
+@generation_options
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts at a time.")
+@click.option("--threads", type=click.IntRange(min=1), help="Cores to use [all].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    model: str, task: Path, limit: int | None, batch_size: int, threads: int | None, as_json: bool, **given: Any
+) -> None:
+    """Measure exact match of a model or a bundle on a task.
+
+    A checkpoint folder (or builtin:NAME) runs at full precision in torch, a bundle in ONNX Runtime. An answer is right
+    when the text generated before the end-of-text token equals the expected one, white space aside.
+    """
+    from pipeline.evaluation import evaluate, open_model, read_task
+    from pipeline.progress import Progress
+
+    items = read_task(task, limit)
+    progress = Progress()
+    opened = open_model(model, threads=threads)
+    options = chosen(opened.settings, given)
+    with progress.stage("eval") as stage:
+        stage.advance(0, len(items), "problems")
+        score = evaluate(
+            opened,
+            items,
+            options,
+            batch_size=batch_size,
+            on_done=lambda done: stage.advance(done, len(items), "problems"),
+        )
+        stage.finish(f"exact match {score.exact_match:.1%}")
+    if score.unreachable:
+        progress.note(
+            f"{score.unreachable} answers are longer than gen-length {options.gen_length}; they count as wrong"
+        )
+    if as_json:
+        click.echo(json.dumps({**asdict(score), "options": asdict(options)}))
+    else:
+        click.echo(
+            f"exact match {score.exact_match:.4f} on {score.count} problems, {score.nfe:.2f} passes a problem, "
+            f"{score.seconds:.1f} s"
+        )
