@@ -15,7 +15,7 @@ _MAX_INT4 = 7
 
 
 def _sort_attributes(op: Op, node: ir.Node) -> dict[str, int | float]:
-    """Numbers of the node as its op declares them; the exporter leaves attributes in an order that changes by run."""
+    """Numbers of the node in the order its op declares them; the exporter leaves that of an unordered map."""
     names = op.attribute_names
     if set(node.attributes) != {*names, *PLUGIN}:
         raise ValueError(f"{node.name} has attributes {sorted(node.attributes)}, expected {sorted((*names, *PLUGIN))}")

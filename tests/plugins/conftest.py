@@ -49,7 +49,9 @@ def build_model(name: str, attributes: dict[str, Any], inputs: Arrays) -> ir.Mod
     outputs = [ir.Value(name=key) for key in op.outputs(numbers)]
     known = call_reference(name, attributes, inputs)
     node_attributes = ir.convenience.convert_attributes({**numbers, **PLUGIN})
-    node = ir.Node(DOMAIN, str(op.onnx_type), list(values.values()), node_attributes, outputs=outputs, name=f"node_{name}")
+    node = ir.Node(
+        DOMAIN, str(op.onnx_type), list(values.values()), node_attributes, outputs=outputs, name=f"node_{name}"
+    )
     nodes, results = [node], []
     for output in outputs:
         array = known[output.name or ""]

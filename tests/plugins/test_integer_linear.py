@@ -58,7 +58,9 @@ def textbook(inputs: Arrays, a_group: int, w_group: int) -> NDArray[Any]:
 
 @pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize(("a_group", "w_group"), [(0, 0), (0, 16), (16, 0), (16, 16)])
-@pytest.mark.parametrize(("name", "a_bits"), [("int4_linear", 4), ("int4_linear", 8), ("int8_linear", 8), ("int8_linear", 4)])
+@pytest.mark.parametrize(
+    ("name", "a_bits"), [("int4_linear", 4), ("int4_linear", 8), ("int8_linear", 8), ("int8_linear", 4)]
+)
 def test_equals_textbook_and_body(name: str, a_bits: int, a_group: int, w_group: int, zero: bool, both: Any) -> None:
     w_bits, k = int(name[3]), 48
     groups = k // 16 if a_group or w_group else 1
