@@ -11,17 +11,12 @@ import click
 
 from pipeline.cli.generation import chosen, generation_options
 
+FILE = click.Path(path_type=Path)
+
 
 @click.command(name="eval")
 @click.argument("model", metavar="MODEL|BUNDLE")
-@click.option(
-    "--task",
-    "task",
-    metavar="FILE.jsonl",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="One object a line, with prompt and answer.",
-)
+@click.option("--task", metavar="FILE.jsonl", required=True, type=FILE, help="One {prompt, answer} object a line.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N lines.")
 @generation_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts at a time.")
