@@ -19,6 +19,7 @@ QWEN2_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # All that is handed to transformers besides tokens; every other key of tokenizer_config.json stays unread.
 PASSED_ON = ("add_bos_token", "add_eos_token", "add_prefix_space")
+DECIDED_BY_FILE = ("add_bos_token", "add_eos_token")  # a tokenizer.json says itself what it puts around a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,6 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerSource:
     options = {key: settings[key] for key in PASSED_ON if settings.get(key) is not None}
     options["extra_special_tokens"] = _extra_tokens(folder, roles)
     tokenizer = _guarded(folder, lambda: _build(folder, settings, options | specials, added))
-    tokenizer.no_truncation()  # a length baked into the file would cut prompts without a word
-    tokenizer.no_padding()
     for token_id, token in added.items():
         if tokenizer.token_to_id(token.content) != token_id:
             raise InputRefused(
@@ -84,6 +83,9 @@ def _build(
         from transformers import PreTrainedTokenizerFast
 
         plain = Tokenizer.from_str(read_text(folder / "tokenizer.json"))
+        plain.no_truncation()  # a length baked into the file would cut prompts without a word
+        plain.no_padding()
+        options = {key: value for key, value in options.items() if key not in DECIDED_BY_FILE}
         fast = PreTrainedTokenizerFast(tokenizer_object=plain, added_tokens_decoder=added, **options)
         return _backend(fast)
     vocab, merges = _vocab_and_merges(folder, settings)

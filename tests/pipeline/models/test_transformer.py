@@ -48,7 +48,7 @@ def reference(family: str, *, kv_heads: int, tied: bool, bias: bool) -> PreTrain
         "rope_theta": 5e5 if family == "llada" else 1e6,
         "rms_norm_eps": 1e-5 if family == "llada" else 1e-6,
         "tie_word_embeddings": tied,
-        "initializer_range": 0.1,
+        "initializer_range": 0.06,
         "attn_implementation": "eager",
         "bos_token_id": None,
         "eos_token_id": 80,
