@@ -156,10 +156,10 @@ class WorkFolder:
 
     def __init__(self, output: Path, *, force: bool = False) -> None:
         self.output = Path(os.path.abspath(output))
+        if not self.output.name:
+            raise UsageFault(f"{output} cannot be an output folder; pass another with -o DIR")
         self.path = self.output.with_name(self.output.name + ".work")
         self.bundle = self.path / "bundle"
-        if not self.output.name:
-            raise UsageFault(f"{output} cannot be an output folder")
         if os.path.lexists(self.output) and not force:
             raise UsageFault(f"{output} exists; pass --force to replace it, or another folder with -o DIR")
         if self.output.exists() and not self.output.is_dir():
