@@ -92,7 +92,7 @@ def test_numbers_that_are_none_are_not_written() -> None:
 @pytest.mark.parametrize("place", ["/proc/nowhere/out", "file/out", "file/deeper/out"])
 def test_an_unwritable_place_is_found_at_once(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(EnvironmentFault, match="cannot write beside .*-o DIR"), WorkFolder(tmp_path / place):
+    with pytest.raises(EnvironmentFault, match=r"cannot write beside .*-o DIR"), WorkFolder(tmp_path / place):
         pytest.fail("entered")
     assert everything(tmp_path) == {"file": b"x"}
 
