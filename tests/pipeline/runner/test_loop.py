@@ -1,69 +1,22 @@
 """The loop against a 40-line reference loop on a tiny random model, through the eager backend."""
 
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.backends.eager import EagerSession
-from pipeline.errors import UsageFault
-from pipeline.models.config import ModelConfig
+from pipeline.backends.backend import OUTPUTS, Record
+from pipeline.backends.eager import open_transformer
+from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.models.transformer import Transformer
-from pipeline.runner import GenerateOptions, Settings, generate
-
-V, MASK, EOS, PAD = 40, 37, 36, 38
-
-
-def tiny(*, shifted: bool) -> Transformer:
-    """Random model with sharpened logits, so that thresholds and end-of-text really happen."""
-    torch.manual_seed(3)
-    config = ModelConfig(
-        family="dream" if shifted else "llada",
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        embedding_size=V,
-        vocab_size=V - 1,
-        max_length=96,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        qkv_bias=shifted,
-        tied_head=False,
-        shifted_logits=shifted,
-        mask_id=MASK,
-        eos_id=EOS,
-        pad_id=PAD,
-    )
-    model = Transformer(config).eval()
-    for block in model.blocks:
-        for linear in (block.attn.v_proj, block.attn.o_proj, block.mlp.up_proj, block.mlp.down_proj):
-            linear.weight.data *= 3.0
-    model.head.weight.data *= 8.0
-    model.head.weight.data[EOS] *= 1.5
-    return model
-
-
-def record(logits, logit_bias, inv_temp, top_k):
-    """The graph's five outputs, by their definition."""
-    l = logits + logit_bias  # noqa: E741
-    top_logits, top_ids = l.sort(dim=-1, descending=True, stable=True)
-    z = l - top_logits[..., :1]
-    others = torch.ones_like(z).scatter(-1, top_ids[..., :1], 0.0)
-    tail = (z.exp() * others).sum(-1)
-    entropy = torch.distributions.Categorical(logits=l).entropy()
-    lse = torch.logsumexp(l * inv_temp[:, None, None], dim=-1)
-    return top_ids[..., :top_k], top_logits[..., :top_k], tail, -entropy, lse
-
-
-def session_of(model: Transformer, top_k: int = 8) -> EagerSession:
-    def graph(input_ids, position_ids, kv_len, head_index, logit_bias, inv_temp):
-        x = model.hidden(input_ids, position_ids, kv_len)
-        x = torch.take_along_dim(x, head_index[..., None], dim=1)
-        return record(model.head(model.norm(x)), logit_bias, inv_temp, top_k)
-
-    return EagerSession(graph, top_k=top_k)
+from pipeline.runner import GenerateOptions, Settings, Step, generate
+from pipeline.runner.canvas import Canvas
+from pipeline.runner.loop import block_positions, feeds_of, propose
+from pipeline.runner.policies import POLICIES
+from plugins.record import record as record_of
+from tests.pipeline.random_models import EOS, MASK, PAD, V, prompts_of, tiny
 
 
 def reference(model: Transformer, prompt: list[int], options: GenerateOptions) -> list[int]:
@@ -99,11 +52,6 @@ def reference(model: Transformer, prompt: list[int], options: GenerateOptions) -
     return x[0, start:].tolist()
 
 
-def prompts_of(seed: int, count: int) -> list[list[int]]:
-    draw = np.random.default_rng(seed)
-    return [draw.integers(0, 36, draw.integers(0, 20)).tolist() for _ in range(count)]
-
-
 OPTIONS = [
     GenerateOptions(policy=policy, gen_length=gen, block_length=block, steps=steps, threshold=0.6)
     for policy in ("quota", "threshold")
@@ -117,13 +65,168 @@ def test_every_policy_matches_the_reference_loop(options, shifted):
     model = tiny(shifted=shifted)
     prompts = prompts_of(seed=options.gen_length, count=9)
     settings = Settings.of_model(model.config)
-    results = generate(session_of(model), settings, prompts, options, batch_size=4)
+    results = generate(open_transformer(model), settings, prompts, options, batch_size=4)
     for prompt, result in zip(prompts, results, strict=True):
         region = [EOS if EOS in result.region[:i] else t for i, t in enumerate(result.region)]
         assert region == reference(model, prompt, options)
 
 
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_results_do_not_depend_on_the_batch(policy, temperature):
+    model = tiny(shifted=True)
+    settings, session = Settings.of_model(model.config), open_transformer(model)
+    options = GenerateOptions(
+        gen_length=14, block_length=6, policy=policy, temperature=temperature, threshold=0.5, steps=7
+    )
+    prompts = prompts_of(seed=8, count=12)
+    whole = generate(session, settings, prompts, options)
+    assert len({tuple(result.region) for result in whole}) > 6
+    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
+    for batch_size in (1, 5):
+        shuffled = generate(
+            session, settings, [prompts[i] for i in order], options, request_ids=order, batch_size=batch_size
+        )
+        assert shuffled == [whole[i] for i in order]
+
+
+def test_seed_and_request_decide_the_sample():
+    model = tiny(shifted=False)
+    settings, session = Settings.of_model(model.config), open_transformer(model)
+
+    def sample(seed: int, requests: list[int]) -> list[list[int]]:
+        options = GenerateOptions(gen_length=12, temperature=3.0, seed=seed, policy="quota")
+        prompts = [[3, 4]] * len(requests)
+        return [r.region for r in generate(session, settings, prompts, options, request_ids=requests)]
+
+    first, second = sample(0, [0, 1])
+    assert first != second
+    assert sample(0, [1, 0]) == [second, first]
+    assert sample(1, [0])[0] != first
+
+
+@dataclass
+class Fixed:
+    """A session whose every head row has the same logits [V]; remembers its feeds."""
+
+    logits: np.ndarray
+    top_k: int
+
+    def run(self, feeds):
+        self.feeds = feeds
+        rows = np.tile(self.logits + feeds.logit_bias, (*feeds.head_index.shape, 1)).astype(np.float32)
+        outputs = record_of(torch.from_numpy(rows), torch.zeros(()), torch.from_numpy(feeds.inv_temp), self.top_k)
+        return Record(**dict(zip(OUTPUTS, (o.numpy() for o in outputs), strict=True)))
+
+    def close(self):
+        pass
+
+
+SETTINGS = Settings.of_model(tiny(shifted=False).config)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_follows_the_softmax_at_that_temperature(temperature):
+    logits = np.full(V, -50.0)
+    logits[:5] = [2.0, 1.5, 1.0, 0.0, -1.0]
+    logits[MASK] = 5.0  # banned, whatever the model thinks of it
+    session = Fixed(logits, top_k=8)
+    options = GenerateOptions(gen_length=64, block_length=64, temperature=temperature, policy="quota", steps=1)
+    results = generate(session, SETTINGS, [[]] * 100, options)
+    counts = np.bincount([i for r in results for i in r.region], minlength=V)
+    p = np.exp(logits[:5] / temperature)
+    expected = 6400 * p / p.sum()
+    assert counts[5:].sum() == 0
+    assert ((counts[:5] - expected) ** 2 / expected).sum() <= 18.47  # 4 degrees of freedom, 0.1 %
+
+
+def test_a_sampled_token_is_as_sure_as_its_clean_probability():
+    logits = np.array([3.0, 2.5, 0.0, -1.0, *[-60.0] * (V - 4)])
+    session = Fixed(logits, top_k=8)
+    options = GenerateOptions(gen_length=32, temperature=5.0)
+    rows = [Canvas([], 0, SETTINGS, options)]
+    feeds = feeds_of(rows, block_positions(rows, options), np.zeros(V, np.float32), options)
+    choice, doubt = propose(session.run(feeds), rows, options)
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert set(choice[0]) == {0, 1, 2, 3}
+    np.testing.assert_allclose(1 / (1 + doubt), p[choice], rtol=1e-6)
+
+
+def test_ids_beyond_the_vocabulary_and_the_mask_are_never_chosen():
+    logits = np.linspace(-3, 3, V)  # the best id is the last row, beyond vocab_size
+    for temperature in (0.0, 1.0):
+        options = GenerateOptions(gen_length=20, temperature=temperature)
+        (result,) = generate(Fixed(logits, top_k=8), SETTINGS, [[1]], options)
+        assert MASK not in result.region
+        assert max(result.region) < SETTINGS.vocab_size == V - 1
+
+
+def test_a_shifted_model_is_asked_one_row_earlier():
+    session = Fixed(np.zeros(V), top_k=2)
+    options = GenerateOptions(gen_length=4, block_length=4, steps=1, policy="quota")
+    for shifted, expected in ((False, [[0, 1, 2, 3], [3, 4, 5, 6]]), (True, [[0, 0, 1, 2], [2, 3, 4, 5]])):
+        generate(session, replace(SETTINGS, shifted_logits=shifted), [[], [1, 2, 3]], options)
+        assert session.feeds.head_index.tolist() == expected
+        assert session.feeds.kv_len.tolist() == [4, 7]
+        assert session.feeds.input_ids.shape == (2, 16)
+        assert session.feeds.input_ids[1].tolist() == [1, 2, 3, *[MASK] * 4, *[PAD] * 9]
+
+
+def test_steps_show_the_canvas_filling_in_and_no_committed_token_changes():
+    model = tiny(shifted=False)
+    seen: dict[int, list[Step]] = {}
+    options = GenerateOptions(gen_length=16, block_length=8, policy="quota", steps=16)
+    results = generate(
+        open_transformer(model),
+        SETTINGS,
+        prompts_of(seed=2, count=5),
+        options,
+        on_step=lambda step: seen.setdefault(step.request, []).append(step),
+    )
+    for result in results:
+        steps = seen[result.request]
+        assert [step.finished for step in steps] == [False] * (result.nfe - 1) + [True]
+        assert steps[-1].region.tolist() == result.region
+        for before, after in pairwise(steps):
+            assert all(b in (MASK, a) for b, a in zip(before.region, after.region, strict=True))
+            assert (after.region[after.committed] != MASK).all()
+
+
+def test_nan_is_never_decoded():
+    with pytest.raises(ValidationFailed, match="NaN"):
+        generate(Fixed(np.full(V, np.nan), top_k=2), SETTINGS, [[1]], GenerateOptions())
+
+
+def test_an_id_outside_the_embedding_is_refused():
+    with pytest.raises(InputRefused, match="id 40"):
+        generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [[V]], GenerateOptions())
+
+
+def test_no_prompts_no_results():
+    assert generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [], GenerateOptions()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"gen_length": 0}, "gen_length is 0"),
+        ({"block_length": -1}, "block_length is -1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"policy": "treshold"}, "did you mean threshold"),
+        ({"threshold": 0.0}, "threshold is 0.0"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_usage_faults(options, why):
+    with pytest.raises(UsageFault, match=why):
+        generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [[1]], GenerateOptions(**options))
+
+
 def test_prompt_that_is_too_long_is_a_usage_fault():
     model = tiny(shifted=False)
     with pytest.raises(UsageFault, match="90 tokens and gen-length is 7"):
-        generate(session_of(model), Settings.of_model(model.config), [[1] * 90], GenerateOptions(gen_length=7))
+        generate(open_transformer(model), Settings.of_model(model.config), [[1] * 90], GenerateOptions(gen_length=7))

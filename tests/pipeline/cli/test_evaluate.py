@@ -1,0 +1,50 @@
+"""`dllmc eval`: what it prints, and what it refuses."""
+
+import json
+
+import pytest
+
+from pipeline.__main__ import main
+
+
+@pytest.fixture
+def task(tmp_path):
+    path = tmp_path / "task.jsonl"
+    lines = [{"prompt": "hello", "answer": "9"}, {"prompt": "a1", "answer": "b" * 40}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+def test_json_has_the_promised_keys(whole_bundle, task, capsys):
+    assert main(["eval", str(whole_bundle), "--task", str(task), "--json", "--gen-length", "10"]) == 0
+    captured = capsys.readouterr()
+    body = json.loads(captured.out)
+    assert {"exact_match", "count", "nfe", "seconds"} <= set(body)
+    assert body["count"] == 2
+    assert body["options"]["gen_length"] == 10
+    assert body["options"]["block_length"] == 6  # the bundle's own
+    assert body["unreachable"] == 1
+    assert "1 answers are longer than gen-length 10" in captured.err
+
+
+def test_plain_output_is_one_line(whole_bundle, task, capsys):
+    assert main(["eval", str(whole_bundle), "--task", str(task), "--limit", "1"]) == 0
+    assert capsys.readouterr().out.startswith("exact match 0.0000 on 1 problems, ")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "why"), [("{}", 4, "line 3: prompt is None"), ('{"prompt": 1}', 4, "line 3"), ("x", 4, "line 3")]
+)
+def test_a_malformed_line_is_refused(whole_bundle, task, capsys, line, code, why):
+    with task.open("a") as stream:
+        stream.write(line)
+    assert main(["eval", str(whole_bundle), "--task", str(task)]) == code
+    assert why in capsys.readouterr().err
+
+
+def test_missing_things_are_named(whole_bundle, task, tmp_path, capsys):
+    assert main(["eval", str(whole_bundle), "--task", str(tmp_path / "absent.jsonl")]) == 2
+    assert "absent.jsonl cannot be read" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "absent"), "--task", str(task)]) == 4
+    assert "absent" in capsys.readouterr().err
+    assert main(["eval", str(whole_bundle)]) == 2

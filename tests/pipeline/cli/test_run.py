@@ -1,0 +1,119 @@
+"""`dllmc run`: plain output, JSON, the canvas on a terminal, exit codes."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.runner.policies import POLICIES
+from tests.pipeline.random_models import seal
+
+
+def dllmc(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_text_is_all_that_goes_to_standard_output(whole_bundle, capsys):
+    assert dllmc("run", whole_bundle, "--prompt", "hello") == 0
+    plain = capsys.readouterr()
+    assert dllmc("run", whole_bundle, "--prompt", "hello", "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert plain.out == body["text"] + "\n"
+    assert plain.err == ""
+    assert set(body) == {"text", "ids", "finish_reason", "prompt_tokens", "nfe", "seconds"}
+    assert body["prompt_tokens"] == 5
+
+
+def test_options_reach_the_loop(whole_bundle, capsys):
+    options = ["--gen-length", 9, "--block_length", 3, "--steps", 9, "--policy", "quota", "--temperature", 2.0]
+    bodies = []
+    for seed in (1, 1, 2):
+        assert dllmc("run", whole_bundle, "--prompt", "z9", *options, "--seed", seed, "--json") == 0
+        bodies.append(json.loads(capsys.readouterr().out))
+    assert bodies[0]["ids"] == bodies[1]["ids"] != bodies[2]["ids"]
+    assert all(body["nfe"] <= 9 for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        ([], 2, "either --prompt TEXT or --self-test"),
+        (["--prompt", "a", "--self-test"], 2, "either --prompt TEXT or --self-test"),
+        (["--prompt", "a" * 95], 2, "the model takes 96"),
+        (["--prompt", "a", "--policy", "qota"], 2, "did you mean quota"),
+        (["--prompt", "a", "--threshold", "2"], 2, "threshold is 2.0"),
+        (["--prompt", "a", "--gen-length", "0"], 2, "gen-length"),
+    ],
+)
+def test_wrong_use_says_what_is_wrong(whole_bundle, capsys, arguments, code, why):
+    assert dllmc("run", whole_bundle, *arguments) == code
+    captured = capsys.readouterr()
+    assert why in captured.err
+    assert captured.out == ""
+
+
+def test_a_spoilt_bundle_does_not_run(bundle, capsys):
+    with (bundle / "model.onnx.data").open("r+b") as stream:
+        stream.write(b"\x00\x01")
+    assert dllmc("run", bundle, "--prompt", "a") == 7
+    assert "model.onnx.data" in capsys.readouterr().err
+
+
+def test_no_bundle_is_refused(tmp_path, capsys):
+    assert dllmc("run", tmp_path / "absent", "--prompt", "a") == 4
+    assert "not a folder" in capsys.readouterr().err
+
+
+def test_self_test(whole_bundle, bundle, capsys):
+    assert dllmc("run", whole_bundle, "--self-test") == 0
+    assert capsys.readouterr().out.startswith("1 of 1 recorded passes replayed")
+    assert dllmc("run", whole_bundle, "--self-test", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["passes"] == 1
+    path = bundle / "golden" / "step-0.json"
+    golden = json.loads(path.read_text())
+    golden["record"]["lse_t"][0][0] += 1.0
+    path.write_text(json.dumps(golden))
+    seal(bundle)
+    assert dllmc("run", bundle, "--self-test") == 5
+    assert "lse_t differs by 1" in capsys.readouterr().err
+
+
+def test_help_names_every_policy(capsys):
+    assert dllmc("run", "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in POLICIES)
+
+
+def test_help_is_quick():
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "pipeline", "run", "--help"], check=True, capture_output=True)
+    assert time.monotonic() - started <= 2.0  # 0.1 s alone; this machine may be busy
+
+
+def test_on_a_terminal_the_canvas_fills_in(whole_bundle):
+    command = [sys.executable, "-m", "pipeline", "run", str(whole_bundle), "--prompt", "hello", "--policy", "quota"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "PYTHONUTF8": "1"})
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 30)[0]:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # Linux says EIO when the last writer has gone
+            break
+        if not chunk:
+            break
+        shown += chunk
+    text, _ = process.communicate(timeout=30)
+    os.close(ours)
+    assert process.returncode == 0
+    assert "\u2591" in shown.decode()
+    assert b"\x1b[J" in shown
+    assert b"passes" in shown
+    assert b"\x1b" not in text

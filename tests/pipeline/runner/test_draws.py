@@ -1,0 +1,42 @@
+"""Random numbers depend on their key only, and follow their law."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.runner.draws import gumbel, uniform
+
+KEY = st.fixed_dictionaries(
+    {"seed": st.integers(0, 2**63 - 1), "request": st.integers(0, 2**40), "step": st.integers(0, 10**6)}
+)
+
+
+@given(KEY, st.integers(0, 5000), st.integers(1, 12), st.integers(1, 12), st.data())
+def test_a_position_draws_the_same_whatever_is_drawn_with_it(key, start, rows, columns, data):
+    whole = uniform(**key, start=start, rows=rows, columns=columns)
+    i = data.draw(st.integers(0, rows - 1))
+    assert np.array_equal(uniform(**key, start=start + i, rows=1, columns=columns)[0], whole[i])
+    assert ((whole > 0) & (whole < 1)).all()
+
+
+@given(KEY, st.sampled_from(["seed", "request", "step", "start"]))
+def test_every_part_of_the_key_counts(key, part):
+    whole = {**key, "start": 7}
+    other = {**whole, part: whole[part] ^ 1}
+    assert not np.isin(uniform(**whole, rows=1, columns=9), uniform(**other, rows=1, columns=9)).any()
+
+
+def test_the_stream_is_pinned():
+    """These numbers must never change: seeds are part of what a user reports."""
+    draw = uniform(seed=1, request=2, step=3, start=4, rows=1, columns=3)
+    assert draw[0].tolist() == [0.8023431679793755, 0.6825007163308827, 0.06559481688247665]
+
+
+def test_gumbel_argmax_follows_the_softmax():
+    logits = np.array([2.0, 1.0, 0.0, -1.0])
+    n = 40_000
+    noise = gumbel(seed=0, request=0, step=0, start=0, rows=n, columns=4)
+    counts = np.bincount(np.argmax(logits + noise, axis=1), minlength=4)
+    p = np.exp(logits) / np.exp(logits).sum()
+    chi2 = ((counts - n * p) ** 2 / (n * p)).sum()
+    assert chi2 <= 16.27  # 3 degrees of freedom, 0.1 %

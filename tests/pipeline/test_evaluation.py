@@ -1,0 +1,108 @@
+"""Reading tasks, scoring answers, and that the score does not depend on the batch."""
+
+import json
+
+import pytest
+
+from pipeline.errors import InputRefused, UsageFault
+from pipeline.evaluation import Item, evaluate, normalised, open_model, read_task
+from pipeline.models.checkpoint import write_checkpoint
+from pipeline.runner import GenerateOptions, Runner
+from tests.pipeline.random_models import LETTERS, prompts_of, tiny, tokenizer
+
+OPTIONS = GenerateOptions(gen_length=12, block_length=6, threshold=0.6)
+
+
+@pytest.fixture
+def task(tmp_path):
+    def write(*lines):
+        path = tmp_path / "task.jsonl"
+        path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+        return path
+
+    return write
+
+
+def test_lines_become_items(task):
+    path = task({"prompt": "a", "answer": "b", "kind": "x"}, {"prompt": "", "answer": "\u00e9"}, b"", b"")
+    assert read_task(path) == [Item(line=1, prompt="a", answer="b"), Item(line=2, prompt="", answer="\u00e9")]
+    assert len(read_task(path, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"{",
+        b"",
+        b"[1]",
+        b'"x"',
+        b'{"prompt": "a"}',
+        b'{"prompt": "a", "answer": 3}',
+        b'{"prompt": null, "answer": "b"}',
+        b'{"prompt": "\xff", "answer": "b"}',
+        b'{"prompt": "\\ud800", "answer": "b"}',
+        b"[" * 100_000,
+    ],
+    ids=lambda line: ascii(line[:24]),
+)
+def test_a_malformed_line_is_refused_with_its_number(task, bad):
+    good = {"prompt": "a", "answer": "b"}
+    with pytest.raises(InputRefused, match="line 3"):
+        read_task(task(good, good, bad, good))
+
+
+def test_no_task_is_refused(task, tmp_path):
+    with pytest.raises(InputRefused, match="empty"):
+        read_task(task(b"", b""))
+    with pytest.raises(UsageFault, match="cannot be read"):
+        read_task(tmp_path / "absent.jsonl")
+
+
+@pytest.fixture(scope="module")
+def model(whole_bundle):
+    return Runner(whole_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def items(model):
+    """Every second answer is what the model says, with other white space."""
+    prompts = ["".join(LETTERS[i] for i in prompt) for prompt in prompts_of(seed=5, count=20)]
+    said = [completion.text for completion in model.generate_text(prompts, OPTIONS)]
+    answers = [f" {text}\n" if i % 2 == 0 else text + "z" for i, text in enumerate(said)]
+    return [Item(line=i + 1, prompt=p, answer=a) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_the_score_is_the_share_of_equal_answers(model, items, batch_size):
+    seen: list[int] = []
+    score = evaluate(model, items, OPTIONS, batch_size=batch_size, on_done=seen.append)
+    whole = evaluate(model, items, OPTIONS)
+    assert score.exact_match == 0.5
+    assert score.count == 20
+    assert score.nfe == whole.nfe
+    assert score.unreachable == sum(len(item.answer.strip()) > 12 for item in items)
+    assert seen == list(range(1, 21))
+
+
+def test_a_prompt_too_long_names_its_line(model):
+    with pytest.raises(UsageFault, match="line 4: the prompt has 95 tokens"):
+        evaluate(model, [Item(line=4, prompt="a" * 95, answer="b")], OPTIONS)
+
+
+def test_normalised():
+    assert normalised(" a\t b\n") == "a b"
+
+
+def test_a_checkpoint_and_its_float_bundle_score_alike(items, tmp_path, whole_bundle):
+    random = tiny(shifted=False)
+    folder = tmp_path / "model"
+    write_checkpoint(folder, random.config, random.state_dict(), dtype=next(random.parameters()).dtype)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    checkpoint, bundle = open_model(str(folder), threads=1), open_model(str(whole_bundle), threads=1)
+    assert checkpoint.settings.vocab_size == bundle.settings.vocab_size == 39
+    assert evaluate(checkpoint, items, OPTIONS).exact_match == evaluate(bundle, items, OPTIONS).exact_match == 0.5
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path):
+    with pytest.raises(InputRefused):
+        open_model(str(tmp_path / "nowhere"))
