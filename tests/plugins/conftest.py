@@ -69,6 +69,7 @@ def build_model(name: str, attributes: dict[str, Any], inputs: Arrays) -> ir.Mod
     graph = ir.Graph(fed, results, nodes=nodes, initializers=kept, opset_imports={"": 24}, name="one_op")
     model = ir.Model(graph, ir_version=11)
     assert attach_functions(model) == 1
+    assert model.opset_imports == {"": 24, DOMAIN: 1}
     return model
 
 

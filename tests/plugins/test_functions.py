@@ -59,9 +59,9 @@ class Net(nn.Module):
         return (y, table, *integer, *ops.record(y, self.norm, inv_temp, 4))
 
 
-def export(net: nn.Module) -> ir.Model:
+def export(net: nn.Module, device: str = "cpu") -> ir.Model:
     batch, rows = torch.export.Dim("batch"), torch.export.Dim("rows")
-    example = (torch.randn(2, 5, D), torch.zeros(V), torch.ones(2))
+    example = tuple(torch.ones(shape, device=device) for shape in ((2, 5, D), (V,), (2,)))
     with warnings.catch_warnings():
         # Both are the exporter's own: it reads a deprecated class, and notes that two inputs share the batch.
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*", category=FutureWarning)
@@ -143,11 +143,12 @@ def test_a_second_call_changes_nothing(model: ir.Model) -> None:
 
 def test_weights_may_be_absent() -> None:
     """The whole model is exported on the meta device; types must come out right without data."""
-    found = export(Net())
-    for value in found.graph.initializers.values():
-        value.const_value = None
-    attach_functions(found)
-    assert found.graph.initializers["up"].dtype == INT4
+    found = export(Net().to("meta"), device="meta")
+    for name in ("up", "grouped"):
+        found.graph.initializers[name].const_value = None
+    assert attach_functions(found) == 11
+    types = [found.graph.initializers[name].dtype for name in ("up", "grouped", "table", "down")]
+    assert types == [INT4, INT4, INT4, INT8]
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -58,6 +58,10 @@ def test_attributes_and_inputs_of_a_node() -> None:
 
 def test_float_attributes_are_those_the_file_keeps() -> None:
     assert float32(1e-6) != 1e-6 and float32(float32(1e-6)) == float32(1e-6)
+    op = OPS["quantize"]
+    call = {name: parameter.default for name, parameter in op.signature.parameters.items()}
+    assert op.attributes({**call, "eps": 1e-6})["eps"] == float32(1e-6)
+    assert type(op.attributes({**call, "clip_hi": 1})["clip_hi"]) is float
 
 
 def test_every_op_file_is_in_the_table() -> None:

@@ -49,6 +49,7 @@ def hard_rows(rows: int, inner: int, seed: int = 0) -> NDArray[Any]:
     x = rng.standard_normal((rows, inner)) * rng.choice([0.01, 1, 50], (rows, inner), p=[0.2, 0.75, 0.05])
     special = [np.zeros(inner), -rng.uniform(1, 2, inner), rng.uniform(1, 2, inner), np.arange(inner) % 15 - 7.0]
     special += [(np.arange(inner) % 15 - 7.0) / 2, np.full(inner, 1e-44), np.full(inner, -1e30)]
+    special += [np.arange(inner) % 29 / 2 - 4]  # halves between steps of size 1 around an odd zero
     return np.concatenate([x, np.stack(special)]).astype(F)
 
 
