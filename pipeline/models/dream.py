@@ -12,6 +12,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "attention_bias": (True,),
+    "partial_rotary_factor": (1, 1.0),
     "quantization_config": (),
     "use_mrope": (False,),
     "use_qk_norm": (False,),
@@ -65,8 +66,10 @@ def _rope_theta(fields: Fields) -> float:
             continue
         inner = fields.require(key)
         kind = inner.get("rope_type", inner.get("type", "default")) if isinstance(inner, dict) else None
-        if kind != "default":
-            raise fields.refused(key, "null or rope_type 'default', the one kind that dllmc implements")
+        if kind != "default" or inner.get("partial_rotary_factor", 1) != 1:
+            raise fields.refused(
+                key, "null, or rope_type 'default' over all channels, the one kind that dllmc implements"
+            )
         if "rope_theta" in inner:
             stated.append(Fields(inner, f"Dream, inside {key}").number("rope_theta"))
     if fields.has("rope_theta") or not stated:

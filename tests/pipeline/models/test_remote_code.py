@@ -40,6 +40,9 @@ def test_auto_map_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.LogCap
     dream_files(folder)
     proof = plant(folder)
     values = json.loads((folder / "config.json").read_text())
+    with caplog.at_level(logging.DEBUG, logger="pipeline"):
+        open_checkpoint(folder)
+    assert not caplog.records
     (folder / "config.json").write_text(json.dumps(values | {"auto_map": PUBLISHED[family]["auto_map"]}))
     with caplog.at_level(logging.DEBUG, logger="pipeline"):
         checkpoint = open_checkpoint(folder)
