@@ -9,9 +9,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from plugins.body import INT4, Body
+from plugins.int4 import code_limit
 from plugins.op import DOMAIN, PLUGIN, VERSION, Attributes, Op
-
-_MAX_INT4 = 7
 
 
 def _sort_attributes(op: Op, node: ir.Node) -> dict[str, int | float]:
@@ -30,8 +29,9 @@ def _packed(tensor: ir.TensorProtocol, name: str | None) -> ir.LazyTensor:
 
     def convert() -> ir.TensorProtocol:
         array = tensor.numpy()
-        if array.size and (array.min() < -_MAX_INT4 - 1 or array.max() > _MAX_INT4):
-            raise ValueError(f"codes of {name} do not fit 4 bits; got {array.min()}..{array.max()}, expected -8..7")
+        limit = code_limit(4)
+        if array.size and (array.min() < -limit or array.max() > limit):
+            raise ValueError(f"codes of {name} do not fit 4 bits; got {array.min()}..{array.max()}, expected +-{limit}")
         return ir.Tensor(array.astype(INT4.numpy()), name=name)
 
     return ir.LazyTensor(convert, dtype=INT4, shape=ir.Shape(tensor.shape.numpy()), name=name)
