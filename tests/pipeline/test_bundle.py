@@ -136,7 +136,8 @@ def test_a_bundle_is_assembled_afresh(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "left over").write_bytes(b"x")
-    bundle(make_parts(tmp_path / "work"), target)
+    manifest = bundle(make_parts(tmp_path / "work"), target)
+    assert "left over" not in {entry.path for entry in manifest.files}
     verify(target)
 
 

@@ -73,6 +73,15 @@ def test_one_changed_byte_anywhere_is_found(whole: Path, data: st.DataObject) ->
     verify(whole)
 
 
+@pytest.mark.parametrize("spelling", [(b"\n", b" "), (b'"fp16"', b'"\\u0066p16"'), (b'"recipe": ', b'"recipe":')])
+def test_the_same_json_in_other_bytes_is_found(whole: Path, spelling: tuple[bytes, bytes]) -> None:
+    content = (whole / MANIFEST).read_bytes()
+    (whole / MANIFEST).write_bytes(content.replace(*spelling, 1))
+    assert json.loads((whole / MANIFEST).read_bytes()) == json.loads(content)
+    with pytest.raises(HashMismatch, match=r"manifest\.json is damaged"):
+        verify(whole)
+
+
 def test_changed_missing_and_extra_files_are_all_named(whole: Path) -> None:
     (whole / "model.onnx").write_bytes(b"longer graph")
     (whole / "golden" / "0.json").unlink()

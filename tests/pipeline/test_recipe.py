@@ -139,6 +139,7 @@ def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(key: str, da
     [
         ("linear: {w_bit: 4}", "unknown recipe key 'linear.w_bit'; did you mean 'linear.w_bits'?"),
         ("w_bits: 4", "unknown recipe key 'w_bits'; did you mean 'linear.w_bits'?"),
+        ("seed: 1", "unknown recipe key 'seed'; did you mean 'validation.seed'?"),
         ("lineer: {}", "unknown recipe key 'lineer'; did you mean 'linear'?"),
         ("linear: {w_bits: '4'}", "linear.w_bits: input should be 16, 8, 4 or 3; found '4'"),
         ("linear: {w_bits: true}", "linear.w_bits: input should be 16, 8, 4 or 3; found True"),
