@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+import pipeline
 from pipeline import cli
 from pipeline.__main__ import as_known, main
 from pipeline.cli import COMMANDS, Entry
 from pipeline.cli.export import default_output
 from pipeline.errors import BuildFailed, EnvironmentFault, HashMismatch, InputRefused, ValidationFailed, WillNotFit
 from pipeline.folder import WorkFolder
+from pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,6 +247,52 @@ def test_an_unknown_entry_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setitem(cli.COMMANDS, "models", Entry("pipeline.nowhere", "command", "x"))
     assert main(["models"]) == 1
     assert "pipeline.nowhere" in capsys.readouterr().err
+
+
+class Stages:
+    """Stands in for `pipeline.stages`: records what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def export(self, model: str, output: Path, recipe: Recipe, **options: Any) -> Path:
+        options.pop("report").note("working")
+        self.asked.append({"model": model, "output": output, "recipe": recipe.name, **options})
+        return output
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    stand_in = Stages()
+    monkeypatch.setitem(sys.modules, "pipeline.stages", stand_in)
+    monkeypatch.setattr(pipeline, "stages", stand_in, raising=False)
+    return stand_in
+
+
+def test_export_passes_its_words_on(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "builtin:tiny-dream"]) == 0
+    assert main(["export", "m", "-o", "my out", "--recipe", "fp16", "--until", "lower", "--validate", "off"]) == 0
+    assert main(["export", "m", "-o", "out", "--from", "lower", "--force", "--json"]) == 0
+    plain = {"first": None, "last": None, "force": False, "validate": True}
+    default = Path("exported/tiny-dream-rtn-w8a8")
+    assert stages.asked == [
+        {"model": "builtin:tiny-dream", "output": default, "recipe": "rtn-w8a8", **plain},
+        {"model": "m", "output": Path("my out"), "recipe": "fp16", **plain, "last": "lower", "validate": False},
+        {"model": "m", "output": Path("out"), "recipe": "rtn-w8a8", **plain, "first": "lower", "force": True},
+    ]
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        'exported/tiny-dream-rtn-w8a8   next: dllmc run exported/tiny-dream-rtn-w8a8 --prompt "..."',
+        "my out   next: dllmc validate 'my out'",
+        '{"event": "note", "text": "working"}',
+        '{"event": "result", "folder": "out", "stage": "bundle"}',
+    ]
+    assert captured.err == "working\nworking\n"
+
+
+def test_a_stage_runs_alone(stages: Stages) -> None:
+    assert main(["lower", "out", "--model", "m", "--recipe", "fp16"]) == 0
+    assert [(call["model"], call["first"], call["last"]) for call in stages.asked] == [("m", "lower", "lower")]
 
 
 def test_stage_commands_read_the_recorded_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
