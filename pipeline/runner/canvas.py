@@ -71,7 +71,7 @@ class Canvas:
 
     def _is_answered(self) -> bool:
         # Later commits cannot change what stands before an end-of-text with no mask in front of it.
-        ends = np.flatnonzero((self.ids[self.start :] == self.settings.eos_id) & ~self.open[self.start :])
+        ends = np.flatnonzero(self.ids[self.start :] == self.settings.eos_id)
         return len(ends) > 0 and not self.open[: self.start + ends[0]].any()
 
     def result(self) -> Result:

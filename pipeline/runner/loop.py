@@ -22,7 +22,7 @@ from pipeline.runner.policies import POLICIES
 from pipeline.runner.settings import GenerateOptions, Settings
 
 BANNED = np.float32(-1e9)  # finite: -inf would make p ln p of the entropy NaN
-LENGTH_STEP = 16  # Q is a multiple of it: few shapes, and sums over slots keep one order whatever the padding
+LENGTH_STEP = 16  # Q is a multiple of it: few shapes, and sums over slots end in no partial vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,7 @@ def advance(
     )
     for b, row in enumerate(rows):
         picked = picks[b] & masked[b]
+        assert picked.any(), f"policy {options.policy} committed nothing"  # the row would never end
         row.commit(positions[b, picked], choice[b, picked])
         if on_step is not None:
             written = positions[b, picked] - row.start

@@ -136,3 +136,5 @@ def _check_sizes(settings: Settings, path: Path) -> None:
             raise InputRefused(
                 f"{path}: {name} is {getattr(settings, name)}; expected 0 to {settings.embedding_size - 1}"
             )
+    if settings.mask_id == settings.eos_id:
+        raise InputRefused(f"{path}: mask_id and eos_id are both {settings.mask_id}; expected two different ids")

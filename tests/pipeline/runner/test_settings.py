@@ -42,6 +42,7 @@ WRONG = {
     "number for a bool": {**GOOD, "shifted_logits": 1},
     "id out of range": {**GOOD, "mask_id": 40},
     "negative id": {**GOOD, "pad_id": -1},
+    "mask that ends the text": {**GOOD, "mask_id": 36},
     "vocabulary too large": {**GOOD, "vocab_size": 41},
     "no length": {**GOOD, "max_length": 0},
     "generation is no object": {**GOOD, "generation": 3},
