@@ -13,6 +13,7 @@ from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.models.transformer import Transformer
 from pipeline.runner import GenerateOptions, Settings, Step, generate
 from pipeline.runner.canvas import Canvas
+from pipeline.runner.draws import gumbel
 from pipeline.runner.loop import block_positions, feeds_of, propose
 from pipeline.runner.policies import POLICIES
 from plugins.record import record as record_of
@@ -123,6 +124,7 @@ class Fixed:
 
 
 SETTINGS = Settings.of_model(tiny(shifted=False).config)
+NEVER_ENDING = np.where(np.arange(V) == EOS, -1e9, 0.0)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -138,6 +140,20 @@ def test_sampling_follows_the_softmax_at_that_temperature(temperature):
     expected = 6400 * p / p.sum()
     assert counts[5:].sum() == 0
     assert ((counts[:5] - expected) ** 2 / expected).sum() <= 18.47  # 4 degrees of freedom, 0.1 %
+
+
+def test_draws_are_keyed_by_the_rows_own_request_step_and_position(monkeypatch):
+    keys = []
+
+    def spy(*, seed, request, step, start, rows, columns):
+        keys.append((seed, request, step, start))
+        return gumbel(seed=seed, request=request, step=step, start=start, rows=rows, columns=columns)
+
+    monkeypatch.setattr("pipeline.runner.loop.gumbel", spy)
+    options = GenerateOptions(gen_length=4, block_length=2, temperature=1.0, seed=9, policy="quota")
+    generate(Fixed(NEVER_ENDING, top_k=8), SETTINGS, [[1, 2, 3], [1]], options, request_ids=[5, 6], batch_size=1)
+    starts = {5: 3, 6: 1}
+    assert keys == [(9, r, step, starts[r] + 2 * (step // 2)) for r in (6, 5) for step in range(4)]
 
 
 def test_a_sampled_token_is_as_sure_as_its_clean_probability():
