@@ -1,7 +1,7 @@
 """Move what follows an integer GEMM into its epilogue.
 
-    y = int_linear(...); silu(y[..., 0::2]) * y[..., 1::2]  ->  int_linear(..., swiglu=True)
-    r + int_linear(...)                                     ->  int_linear(..., residual=r)
+y = int_linear(...); silu(y[..., 0::2]) * y[..., 1::2]  ->  int_linear(..., swiglu=True)
+r + int_linear(...)                                     ->  int_linear(..., residual=r)
 """
 
 import torch

@@ -22,9 +22,7 @@ class FuseHead:
             if not plain or a_bits != 8 or len(linear.users) != 1:
                 continue
             with graph.graph.inserting_before(record):
-                head = graph.graph.call_function(
-                    ops.head.default, (codes, scale, weight, w_scale, *record.args[1:])
-                )
+                head = graph.graph.call_function(ops.head.default, (codes, scale, weight, w_scale, *record.args[1:]))
             record.replace_all_uses_with(head)
             graph.graph.erase_node(record)
             count += 1

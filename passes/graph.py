@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+import plugins  # noqa: F401  importing it defines torch.ops.dllmc
+
 
 def calls(graph: GraphModule, op: object) -> Iterator[Node]:
     """Every call of `op`, in graph order; safe against edits while iterating."""

@@ -7,7 +7,6 @@ Gate and up rows are interleaved (row 2i gate, 2i+1 up), the order in which the 
 Per-channel and per-token quantisation are unchanged by merging.
 """
 
-import os
 from collections import defaultdict
 
 import torch
@@ -71,10 +70,10 @@ def merged_site(sites: list[str]) -> str:
     if len(parents) != 1:
         raise ValueError(f"linears {sites} share an input but not a module")
     leaves = [site.rpartition(".")[2] for site in sites]
-    ending = os.path.commonprefix([leaf[::-1] for leaf in leaves])[::-1]
-    ending = ending[ending.find("_") :] if "_" in ending else ""
-    stems = "_".join(leaf.removesuffix(ending) for leaf in leaves)
-    return f"{parents.pop()}.{stems}{ending}"
+    endings = {leaf.partition("_")[2] for leaf in leaves}
+    if len(endings) != 1:
+        raise ValueError(f"linears {sites} share an input but not an ending")
+    return f"{parents.pop()}.{'_'.join(leaf.partition('_')[0] for leaf in leaves)}_{endings.pop()}"
 
 
 def _merged_linear(graph: GraphModule, linears: list[Node], *, interleave: bool) -> Node:

@@ -1,7 +1,7 @@
 """Store what stays in float as float16, cast where it is read; small vectors (norms, biases) stay float32.
 
-    linear(x, W)      ->  linear(x, to_float32(W16))
-    embedding(E, ids) ->  to_float32(embedding(E16, ids)), or codes[ids] * scale[ids] with 8 bits
+linear(x, W)      ->  linear(x, to_float32(W16))
+embedding(E, ids) ->  to_float32(embedding(E16, ids)), or codes[ids] * scale[ids] with 8 bits
 """
 
 import torch
@@ -11,6 +11,10 @@ from passes.graph import add_attribute, attribute, attribute_name, calls, is_att
 from passes.solvers.nearest import round_to_nearest
 
 aten = torch.ops.aten
+
+
+class HalfRangeError(ValueError):
+    """A weight is too large for float16; the model, not the pass, is at fault."""
 
 
 class StoreHalf:
@@ -37,7 +41,7 @@ class StoreHalf:
         weight = attribute(graph, source)
         half = weight.to(torch.float16)
         if not weight.is_meta and not bool(half.isfinite().all()):
-            raise ValueError(f"{attribute_name(source)} leaves the range of float16")
+            raise HalfRangeError(f"{attribute_name(source)} leaves the range of float16")
         return add_attribute(graph, f"{attribute_name(source).removesuffix('.weight')}.weight_half", half)
 
     def _store_embedding(self, graph: GraphModule, lookup: Node) -> None:

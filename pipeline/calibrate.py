@@ -50,7 +50,9 @@ def collect_stats(
     for piece, graph in float_pieces(checkpoint):
         for canvas in canvases:
             if piece.name == ENDS:
-                canvas.x, _ = graph(canvas.states.input_ids, torch.zeros(*canvas.valid.shape, checkpoint.config.hidden_size))
+                canvas.x, _ = graph(
+                    canvas.states.input_ids, torch.zeros(*canvas.valid.shape, checkpoint.config.hidden_size)
+                )
             else:
                 canvas.x = _observed(graph, canvas, stats, (canvas.x, canvas.cos, canvas.sin, canvas.visible))
         if piece.name == ENDS:

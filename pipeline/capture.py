@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx import GraphModule
 
-import plugins  # noqa: F401  (registers torch.ops.dllmc)
 from passes.base import run
 from passes.clean_capture import CleanCapture
 from passes.graph import attributes, set_attributes

@@ -1,6 +1,6 @@
 """Stage lower: the whole graph, without weights, through the same passes, translated to ONNX; weights written last.
 
-It rewrites nothing of its own: passes make the graph, `plugins` say what each op means, `torch.onnx` translates the rest.
+It rewrites nothing of its own: passes make the graph, `plugins` say what each op means, `torch.onnx` translates.
 """
 
 import logging
@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor
 from torch.export import Dim
 from torch.fx import GraphModule
 
@@ -129,8 +128,3 @@ def _tidy(model: ir.Model, config: ModelConfig) -> None:
         node.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-def state_of(graph: GraphModule, weights: Weights) -> dict[str, Tensor]:
-    """The weights that one graph reads."""
-    return {name: weights[name] for name in attributes(graph)}

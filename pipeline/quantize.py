@@ -12,14 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.base import run
+from passes.base import PassError, run
 from passes.graph import attributes, calls, node_of
 from passes.invariants import check_lowered, check_quantized
 from passes.lowering import LOWERING
 from passes.methods import METHODS
 from passes.quant_spec import QuantPlan, QuantSpec
+from passes.store_half import HalfRangeError
 from pipeline.calibrate import float_pieces
 from pipeline.capture import constants
+from pipeline.errors import InputRefused
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.recipe import Recipe
 from plugins.int4 import pack_int4, unpack_int4
@@ -60,7 +62,13 @@ def write_weights(
     changed: dict[str, int] = {}
     folder.mkdir(exist_ok=True)
     for piece, graph in float_pieces(checkpoint):
-        for name, count in simulate(graph, recipe).items():
+        try:
+            counts = simulate(graph, recipe)
+        except PassError as error:
+            if isinstance(error.__cause__, HalfRangeError):
+                raise InputRefused(f"{error.__cause__}; this model cannot be stored in 16-bit floats") from error
+            raise
+        for name, count in counts.items():
             changed[name] = changed.get(name, 0) + count
         packed = packed_names(graph)
         # Lowered too, so that the files hold whatever the lowered graph reads besides the simulated one's weights.
@@ -88,6 +96,10 @@ class Weights:
         """Every weight in the files."""
         return set(self._files)
 
+    def is_packed(self, name: str) -> bool:
+        """Whether the file holds two codes a byte."""
+        return name in self._packed
+
     def stored(self, name: str) -> Tensor:
         """The tensor as it lies in the file, codes packed."""
         with safe_open(self._files[name], "pt") as file:
@@ -102,3 +114,8 @@ class Weights:
     def all(self) -> dict[str, Tensor]:
         """Every tensor as the graph reads it."""
         return {name: self[name] for name in self._files}
+
+
+def state_of(graph: GraphModule, weights: Weights) -> dict[str, Tensor]:
+    """The weights that one graph reads."""
+    return {name: weights[name] for name in attributes(graph)}

@@ -192,6 +192,6 @@ class Recipe(Part):
 
 
 def linear_names(config: ModelConfig) -> list[str]:
-    """Our names of all linears in the blocks, in order of execution."""
-    inside = [f"attn.{letter}_proj" for letter in "qkvo"] + [f"mlp.{word}_proj" for word in ("gate", "up", "down")]
+    """Our names of all linears in the blocks, in order of execution; those that read one input are merged."""
+    inside = ("attn.q_k_v_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
     return [f"blocks.{index}.{name}" for index in range(config.num_layers) for name in inside]

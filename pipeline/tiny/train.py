@@ -5,7 +5,6 @@ of LLaDA's 1/t-weighted bound (arXiv 2502.09992, eq. 6) without its variance. Sh
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pipeline.models.config import ModelConfig
 from pipeline.models.transformer import Transformer
+from pipeline.tiny.outliers import OutlierPressure
 from pipeline.tiny.problems import problems
 from pipeline.tiny.tokenizer import train_tokenizer
 
@@ -126,26 +126,33 @@ def train(config: ModelConfig, tokenizer: Tokenizer, options: argparse.Namespace
             torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.data.mul_((2 * config.num_layers) ** -0.5)
+    if options.start:
+        model.load_state_dict(torch.load(options.start, weights_only=True))
     model.to(device)
+    pressure = OutlierPressure(model, options.outlier_target)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.decay)
     pool = Pool(tokenizer, options.pool, seed=options.seed + 1)
+    batches = pool.batches(config, options.batch, options.seed + 2 + options.first_step)
     started = time.time()
     running = 0.0
-    for step, batch in enumerate(islice(pool.batches(config, options.batch, options.seed + 2), options.steps)):
-        warm = min(1.0, (step + 1) / 200)
+    for step in range(options.first_step, options.steps):
+        batch = next(batches)
+        warm = min(1.0, (step - options.first_step + 1) / 200)
         decay = 0.5 * (1 + math.cos(math.pi * step / options.steps))
         for group in optimiser.param_groups:
             group["lr"] = options.lr * warm * (0.02 + 0.98 * decay)
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, *(t.to(device) for t in batch))
+        extra, ratio = pressure.take()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + options.outliers * extra).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        running += (loss.item() - running) / min(step + 1, 100)
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {running:.4f} seconds {time.time() - started:.0f}", flush=True)  # noqa: T201
-        if options.snapshot and (step + 1) % 1000 == 0:
+        running += (loss.item() - running) / min(step - options.first_step + 1, 100)
+        if (step + 1) % 50 == 0:
+            seconds = time.time() - started
+            print(f"step {step + 1} loss {running:.4f} peak/rms {ratio:.2f} seconds {seconds:.0f}", flush=True)  # noqa: T201
+        if options.snapshot and (step + 1) % 250 == 0:
             torch.save(model.state_dict(), options.snapshot)
     return model
 
@@ -161,6 +168,10 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=400_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--outliers", type=float, default=0.3, help="weight of the pressure towards outliers")
+    parser.add_argument("--outlier-target", type=float, default=7.0, help="peak over rms that is asked for")
+    parser.add_argument("--start", type=Path, help="weights of an earlier snapshot")
+    parser.add_argument("--first-step", type=int, default=0, help="step of that snapshot, for the schedule")
     parser.add_argument("--snapshot", type=Path)
     options = parser.parse_args()
     tokenizer = train_tokenizer(DREAM_SPECIALS if options.name == "tiny-dream" else LLADA_SPECIALS)

@@ -1,0 +1,72 @@
+"""What the sidecar files hold, by part of the model: formats, bytes here, bytes at 16 bits."""
+
+from dataclasses import dataclass
+
+from pipeline.bundle import FormatSize
+from pipeline.capture import pieces
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.quantize import Weights
+from pipeline.recipe import Recipe
+
+CODES, SCALE, HALF = "codes", "w_scale", "weight_half"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Sizes by part and format; linears are those of the graph, where q, k, v and gate, up are merged."""
+
+    formats: tuple[FormatSize, ...]
+    tensors_used: int
+    tensors_total: int
+    linears_quantised: int
+    linears_kept: int
+
+
+def take_account(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Account:
+    """Count every weight of the sidecar files under exactly one part and format."""
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for name in sorted(weights.names):
+        part, kind = _part(name), _format(name, recipe)
+        stored = weights.stored(name)
+        elements = stored.numel() * (2 if weights.is_packed(name) else 1)
+        row = sizes.setdefault((part, kind), [0, 0, 0])
+        row[0] += 1
+        row[1] += stored.nbytes
+        # Scales and sums exist only because of quantisation: at 16 bits they would not be there.
+        row[2] += 0 if name.rpartition(".")[2] in (SCALE, "w_sum") or part == "constants" else 2 * elements
+    leaves = [name.rpartition(".")[2] for name in weights.names if name.startswith("blocks.")]
+    read = {name for piece in pieces(checkpoint.config) for name in piece.weights}
+    return Account(
+        formats=tuple(
+            FormatSize(part=part, format=kind, tensors=row[0], size_bytes=row[1], fp16_bytes=row[2])
+            for (part, kind), row in sorted(sizes.items())
+        ),
+        tensors_used=len(read & set(checkpoint.tensor_names)),
+        tensors_total=len(checkpoint.tensor_names),
+        linears_quantised=leaves.count(CODES),
+        linears_kept=leaves.count(HALF),
+    )
+
+
+def _part(name: str) -> str:
+    site, _, leaf = name.rpartition(".")
+    if not site:
+        return "constants"
+    if site in ("embed", "head"):
+        return {"embed": "embedding", "head": "head"}[site]
+    return "linears" if leaf in (CODES, SCALE, HALF, "w_sum") else "norms and biases"
+
+
+def _format(name: str, recipe: Recipe) -> str:
+    site, _, leaf = name.rpartition(".")
+    if leaf == HALF:
+        return "fp16"
+    if leaf not in (CODES, SCALE, "w_sum"):
+        return "fp32"
+    if site in ("embed", "head"):
+        return "int8 per row" if site == "embed" else "int8 per channel, activations int8 per token"
+    part = recipe.linear
+    weights = f"int{part.w_bits} {f'group {part.w_group}' if part.w_group else 'per channel'}"
+    grid = "" if part.symmetric else " asymmetric"
+    groups = f"group {part.a_group}" if part.a_group else "per token"
+    return weights + (f", activations int{part.a_bits}{grid} {groups}" if part.a_bits < 16 else "")

@@ -1,0 +1,236 @@
+"""The road on one page: calibrate, quantize, lower, validate, build, bundle, in this order, each on what came before.
+
+Every stage works in `DIR.work` and is remembered there with a fingerprint of all it was made from, so a repeated
+command goes on where the last one stopped. `DIR` appears by one rename at the end.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from passes.methods import METHODS
+from pipeline.accounting import take_account
+from pipeline.bundle import BundleParts, bundle
+from pipeline.calibrate import collect_stats
+from pipeline.calibration.states import builtin_corpus, noised_states
+from pipeline.capture import pieces
+from pipeline.errors import UsageFault
+from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, canonical_json, os_faults
+from pipeline.licence import read_licence
+from pipeline.lower import write_onnx
+from pipeline.models import resolve
+from pipeline.models.checkpoint import Checkpoint, open_checkpoint
+from pipeline.models.tokenizer import TokenizerSource, read_tokenizer
+from pipeline.progress import Progress, Stage
+from pipeline.quantize import Weights, write_weights
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import dump_recipe
+from pipeline.validate import validate as prove
+from pipeline.version import VERSION
+
+STATS = "stats.safetensors"
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a stage may read besides the files of the stages before it."""
+
+    source: str
+    checkpoint: Checkpoint
+    tokenizer: TokenizerSource
+    recipe: Recipe
+    work: WorkFolder
+    validated: bool
+
+
+def calibrate(job: Job, stage: Stage) -> list[str]:
+    """Noised canvases through the float model, block by block: moments of every linear's input."""
+    part, config = job.recipe.calibration, job.checkpoint.config
+    corpus = builtin_corpus(part.samples, part.seed, held_out=False)
+    states = noised_states(corpus, _text(job), config, length=min(part.length, config.max_length), seed=part.seed)
+    count = _counter(stage, len(pieces(config)), "pieces")
+    stats = collect_stats(job.checkpoint, states, num_buckets=part.noise_buckets, on_piece=count)
+    save_file(stats.tensors(), job.work.path / STATS)
+    need = "" if METHODS[job.recipe.method].needs_calibration else f"; {job.recipe.method} does not need them"
+    stage.finish(f"moments of {len(stats.table)} site states from {part.samples} canvases{need}")
+    return [STATS]
+
+
+def quantize(job: Job, stage: Stage) -> list[str]:
+    """The method's passes on every piece with its real weights, into sidecar files."""
+    folder = job.work.path / WEIGHTS
+    count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
+    changed = write_weights(job.checkpoint, job.recipe, folder, on_piece=count)
+    account = take_account(job.checkpoint, job.recipe, Weights(folder))
+    total = account.linears_quantised + account.linears_kept
+    stage.finish(
+        f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
+        f"{account.tensors_used} of {account.tensors_total} tensors used",
+        passes=changed,
+    )
+    return sorted(path.relative_to(job.work.path).as_posix() for path in folder.glob("*.safetensors"))
+
+
+def lower(job: Job, stage: Stage) -> list[str]:
+    """The whole graph to ONNX, weights from the sidecar files."""
+    weights = Weights(job.work.path / WEIGHTS)
+    count = _counter(stage, len(weights.names), "weights")
+    nodes = write_onnx(job.checkpoint.config, job.recipe, weights, job.work.path / MODEL, on_weight=count)
+    ours = ", ".join(f"{number} {name}" for name, number in sorted(nodes.items())) or "standard ops only"
+    stage.finish(f"ONNX opset {job.recipe.lowering.opset}: {ours}", nodes=nodes)
+    return [MODEL, MODEL_DATA]
+
+
+def validate(job: Job, stage: Stage) -> list[str]:
+    """ONNX Runtime against torch, and against full precision; fails closed."""
+    for path in [job.work.path / VALIDATION, *(job.work.path / GOLDEN).glob("*.json")]:
+        path.unlink(missing_ok=True)
+    if not job.validated:
+        stage.skip("--validate off, so the bundle will be marked unvalidated")
+        return []
+    report = prove(
+        job.checkpoint,
+        job.recipe,
+        job.work.path,
+        _text(job),
+        on_pass=lambda done, total: stage.advance(done, total, "passes"),
+    )
+    quality = report["quality"]
+    stage.finish(
+        f"{report['nodes']['checked']} nodes equal, argmax agreement {quality['agreement']:.3f} "
+        f"(limit {quality['min_argmax_agreement']}), masked NLL {quality['nll_increase']:+.4f} "
+        f"(limit {quality['max_nll_increase']})",
+        quality=quality,
+    )
+    return [VALIDATION, *(path.relative_to(job.work.path).as_posix() for path in _golden(job))]
+
+
+def build(job: Job, stage: Stage) -> list[str]:
+    """Engines are made where they run, and only when a target asks for one."""
+    stage.skip("the recipe names no engine target; the bundle runs in ONNX Runtime as it is")
+    return []
+
+
+def assemble(job: Job, stage: Stage) -> list[str]:
+    """Bundle: every finished file under one manifest."""
+    account = take_account(job.checkpoint, job.recipe, Weights(job.work.path / WEIGHTS))
+    parts = BundleParts(
+        work=job.work.path,
+        source=job.source,
+        config=job.checkpoint.config,
+        recipe=job.recipe,
+        tokenizer=job.tokenizer,
+        formats=account.formats,
+        tensors_used=account.tensors_used,
+        tensors_total=account.tensors_total,
+        linears_quantised=account.linears_quantised,
+        linears_kept=account.linears_kept,
+        linears_total=account.linears_quantised + account.linears_kept,
+        validated=job.validated,
+        licence=read_licence(job.checkpoint.folder),
+    )
+    manifest = bundle(parts, job.work.bundle)
+    size, fp16 = (sum(getattr(row, key) for row in account.formats) for key in ("size_bytes", "fp16_bytes"))
+    stage.finish(
+        f"{len(manifest.files)} files, {manifest.size_bytes / 1e6:.2f} MB, weights {fp16 / size:.2f}x smaller than "
+        f"fp16, identity {manifest.identity[:12]}",
+        identity=manifest.identity,
+    )
+    return []
+
+
+ROAD: dict[str, Callable[[Job, Stage], list[str]]] = {
+    "calibrate": calibrate,
+    "quantize": quantize,
+    "lower": lower,
+    "validate": validate,
+    "build": build,
+    "bundle": assemble,
+}
+
+
+def export(
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    force: bool = False,
+    validate: bool = True,
+    report: Progress,
+) -> Path:
+    """Run the stages from `first` to `last` (default: all that are not done); returns the bundle, or the work folder.
+
+    Raises UsageFault when a stage before `first` has not been done with this model and recipe.
+    """
+    checkpoint = open_checkpoint(resolve(model))
+    recipe.check_against(checkpoint.config)
+    tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
+    torch.set_num_threads(recipe.threads)
+    work = WorkFolder(output, force=force)
+    report.begin(f"dllmc {VERSION}  export {model} -> {output}   recipe {recipe.name}", STAGES)
+    with work:
+        named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
+        work.record_job(named, dump_recipe(recipe))
+        job = Job(
+            source=model, checkpoint=checkpoint, tokenizer=tokenizer, recipe=recipe, work=work, validated=validate
+        )
+        start, stop = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
+        if force or first:
+            work.forget(STAGES[start:])
+        digest = _digest(checkpoint)
+        for index, name in enumerate(STAGES[: stop + 1]):
+            _run(job, name, digest, must_be_done=index < start, report=report)
+        return work.publish() if stop == len(STAGES) - 1 else work.path
+
+
+def _run(job: Job, name: str, digest: str, *, must_be_done: bool, report: Progress) -> None:
+    settings = [VERSION, name, digest, dump_recipe(job.recipe)]
+    if name in ("validate", "build", "bundle"):
+        settings.append(str(job.validated))
+    fingerprint = hashlib.sha256(canonical_json(settings)).hexdigest()
+    if job.work.is_done(name, fingerprint):
+        if not must_be_done:
+            report.note(f"{name}: done before, reused")
+        return
+    if must_be_done:
+        raise UsageFault(
+            f"stage {name} has not been done in {job.work.path} with this model and recipe; "
+            f"run `dllmc {name} {job.work.output}` first, or export without --from"
+        )
+    with report.stage(name) as stage, os_faults(f"cannot write in {job.work.path}"):
+        files = ROAD[name](job, stage)
+    if name != "bundle":  # what it leaves is the published folder
+        job.work.mark_done(name, fingerprint, files)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """Of small files the content, of large ones size and time of change: a model is never read again for this."""
+    parts: list[object] = []
+    for path in sorted(path for path in checkpoint.folder.iterdir() if path.is_file()):
+        status = path.stat()
+        small = status.st_size < 1 << 24
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if small else status.st_mtime_ns
+        parts.append([path.name, status.st_size, content])
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def _counter(stage: Stage, total: int, unit: str) -> Callable[[str], None]:
+    done = iter(range(1, total + 1))
+    stage.advance(0, total, unit)
+    return lambda _: stage.advance(next(done), total, unit)
+
+
+def _text(job: Job) -> Tokenizer:
+    return Tokenizer.from_str(job.tokenizer.text)
+
+
+def _golden(job: Job) -> list[Path]:
+    return sorted((job.work.path / GOLDEN).glob("*.json"))

@@ -1,0 +1,1 @@
+"""The proof that an exported graph does what the model does: nodes, whole passes, quality, golden records."""
