@@ -33,6 +33,13 @@ def node_of(value: object) -> Node:
     return value
 
 
+def int_of(value: object) -> int:
+    """`value` as the integer argument it must be."""
+    if not isinstance(value, int):
+        raise TypeError(f"expected an integer, found {value!r}")
+    return value
+
+
 def attribute_name(node: Node) -> str:
     """Dotted name of the weight or buffer that `node` reads."""
     assert node.op == "get_attr", node

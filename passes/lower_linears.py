@@ -8,7 +8,7 @@ Linears with float activations keep their DequantizeLinear + MatMul form (W4A16,
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import add_attribute, attribute, calls, is_call, node_of, outputs, site_of
+from passes.graph import add_attribute, attribute, calls, int_of, is_call, node_of, outputs, site_of
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
 
@@ -51,7 +51,7 @@ class LowerLinears:
             if not symmetric:
                 zero = quantized[2]
                 table = attribute(graph, node_of(codes))
-                grouped = table.reshape(table.shape[0], -1, int(w_group) or table.shape[1])
+                grouped = table.reshape(table.shape[0], -1, int_of(w_group) or table.shape[1])
                 w_sum = add_attribute(graph, f"{site_of(linear)}.w_sum", grouped.sum(-1, dtype=torch.int32))
             arguments = (*quantized[:2], zero, codes, scale, w_sum, bias, None)
             lowered = graph.graph.call_function(op, (*arguments, a_bits, w_bits, a_group, w_group, False, 0))

@@ -119,6 +119,8 @@ def capture_piece(config: ModelConfig, piece: Piece, weights: dict[str, Tensor])
     batch, query = Dim("batch"), Dim("query")
     x = torch.zeros(2, 5, config.hidden_size)
     shape = {0: batch, 1: query}
+    example: tuple[Tensor, ...]
+    shapes: tuple[object, ...]
     if piece.name == ENDS:
         module: nn.Module = Ends(config)
         example, shapes = (torch.zeros(2, 5, dtype=torch.long), x), (shape, shape)

@@ -84,7 +84,7 @@ def translate(graph: GraphModule, config: ModelConfig, recipe: Recipe) -> ir.Mod
             input_names=list(INPUT_NAMES),
             output_names=[*OUTPUT_NAMES, "logits"] if recipe.lowering.debug_logits else list(OUTPUT_NAMES),
             dynamic_shapes=(canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row),
-            custom_translation_table=plugins.translation_table(),
+            custom_translation_table={op: write for op, write in plugins.translation_table().items()},
         )
     assert program is not None
     return program.model
@@ -104,7 +104,7 @@ def quiet_exporter() -> Iterator[None]:
 
 def _attach_weights(model: ir.Model, weights: Weights, on_weight: Callable[[str], None]) -> None:
     def lazy(name: str, value: ir.Value) -> ir.LazyTensor:
-        def read() -> ir.Tensor:
+        def read() -> ir.TensorProtocol:
             on_weight(name)
             return ir.Tensor(weights[name].numpy(), name=name)
 

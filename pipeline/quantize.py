@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.base import PassError, run
-from passes.graph import attributes, calls, node_of
+from passes.graph import attributes, calls, int_of, node_of
 from passes.invariants import check_lowered, check_quantized
 from passes.lowering import LOWERING
 from passes.methods import METHODS
@@ -51,7 +51,7 @@ def simulate(graph: GraphModule, recipe: Recipe) -> dict[str, int]:
 def packed_names(graph: GraphModule) -> set[str]:
     """Weights of the graph that are codes of at most four bits."""
     dequantized = calls(graph, torch.ops.dllmc.dequantize.default)
-    return {str(node_of(node.args[0]).target) for node in dequantized if int(str(node.args[2])) <= 4}
+    return {str(node_of(node.args[0]).target) for node in dequantized if int_of(node.args[2]) <= 4}
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ class Weights:
     """The sidecar files of one model, read tensor by tensor."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = {}
+        self._files: dict[str, Path] = {}
         self._packed: set[str] = set()
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:

@@ -59,7 +59,8 @@ def command(
 ) -> None:
     """Compile a model into a validated bundle.
 
-    MODEL is builtin:NAME or a checkpoint folder (`dllmc models`). Runs calibrate, quantize, lower, validate, build and bundle. Repeat an interrupted command to resume it.
+    MODEL is builtin:NAME or a checkpoint folder (`dllmc models`). Runs calibrate, quantize, lower, validate, build and
+    bundle. Repeat an interrupted command to resume it.
     """
     if first and last and STAGES.index(first) > STAGES.index(last):
         raise click.UsageError(f"--from {first} comes after --until {last}; the order is {', '.join(STAGES)}")

@@ -8,7 +8,7 @@ scaling (SmoothQuant, AWQ) would simply divide those away.
 import torch
 from torch import Tensor, nn
 
-CHANNEL_SHARE = 12.0  # energy of one channel over the mean channel's, above which it is charged
+CHANNEL_SHARE = 16.0  # energy of one channel over the mean channel's, above which it is charged
 
 
 class OutlierPressure:

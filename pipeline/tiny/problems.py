@@ -25,49 +25,53 @@ class Problem:
 
 
 def add(draw: random.Random) -> tuple[str, str]:
-    """Two-digit sum, worked digit by digit with its carry: `47+85=` -> `7+5=12;4+8+1=13;132`."""
-    a, b = draw.randint(10, 99), draw.randint(10, 99)
-    ones = a % 10 + b % 10
-    carry = ones // 10
-    tens = a // 10 + b // 10 + carry
-    return f"{a}+{b}=", f"{a % 10}+{b % 10}={ones:02d};{a // 10}+{b // 10}+{carry}={tens:02d};{a + b}"
+    """Three-digit sum, worked digit by digit with its carries: `547+985=` -> `7+5=12;4+8+1=13;5+9+1=15;1532`."""
+    a, b = draw.randint(100, 999), draw.randint(100, 999)
+    carry, steps = 0, []
+    for place in (1, 10, 100):
+        left, right = a // place % 10, b // place % 10
+        carried = f"+{carry}" if place > 1 else ""
+        steps.append(f"{left}+{right}{carried}={left + right + carry:02d}")
+        carry = (left + right + carry) // 10
+    return f"{a}+{b}=", f"{';'.join(steps)};{a + b}"
 
 
 def story(draw: random.Random) -> tuple[str, str]:
-    """Two-step word problem with one gain and one loss: `4+5=9;9-3=6`."""
+    """Word problem with two changes: `4+5=9;9-3=6`."""
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     have, gain = draw.randint(1, 9), draw.randint(1, 9)
-    loss = draw.randint(1, min(9, have + gain))
-    total = have + gain
     if draw.random() < 0.5:
+        total = have + gain
+        loss = draw.randint(1, min(9, total))
         text = f"{name} has {have} {thing}, buys {gain} and gives {loss} away. How many {thing}?"
         return text, f"{have}+{gain}={total};{total}-{loss}={total - loss}"
     loss = draw.randint(1, have)
+    rest = have - loss
     text = f"{name} had {have} {thing}, lost {loss} and found {gain}. How many {thing}?"
-    return text, f"{have}-{loss}={have - loss};{have - loss}+{gain}={have - loss + gain}"
+    return text, f"{have}-{loss}={rest};{rest}+{gain}={rest + gain}"
 
 
 def sort(draw: random.Random) -> tuple[str, str]:
-    """Five digits in ascending order."""
-    digits = [draw.randint(0, 9) for _ in range(5)]
+    """Five to eight digits in ascending order."""
+    digits = [draw.randint(0, 9) for _ in range(draw.randint(5, 8))]
     return f"sort {' '.join(map(str, digits))}:", " ".join(map(str, sorted(digits)))
 
 
 def copy(draw: random.Random) -> tuple[str, str]:
     """A random word of letters and digits, repeated exactly."""
-    word = "".join(draw.choice(LETTERS + "0123456789") for _ in range(draw.randint(4, 8)))
+    word = "".join(draw.choice(LETTERS + "0123456789") for _ in range(draw.randint(6, 14)))
     return f"copy {word}:", word
 
 
 def reverse(draw: random.Random) -> tuple[str, str]:
-    """Four to six digits, last first."""
-    digits = [str(draw.randint(0, 9)) for _ in range(draw.randint(4, 6))]
+    """Five to nine digits, last first."""
+    digits = [str(draw.randint(0, 9)) for _ in range(draw.randint(5, 9))]
     return f"reverse {' '.join(digits)}:", " ".join(reversed(digits))
 
 
 def record(draw: random.Random) -> tuple[str, str]:
     """Format following: named fields become a JSON object, in the order given."""
-    names = draw.sample(LETTERS, draw.randint(2, 3))
+    names = draw.sample(LETTERS, draw.randint(2, 4))
     values = [draw.randint(0, 99) for _ in names]
     fields = " ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
     body = ",".join(f'"{n}":{v}' for n, v in zip(names, values, strict=True))

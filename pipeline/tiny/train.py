@@ -32,7 +32,7 @@ SHORT_REGION_SHARE = 0.75
 def tiny_config(name: str, tokenizer: Tokenizer) -> ModelConfig:
     """The two shapes: LLaDA with plain heads and more embedding rows than ids, Dream with grouped heads and biases."""
     dream = name == "tiny-dream"
-    specials = {text: tokenizer.token_to_id(text) for text in (DREAM_SPECIALS if dream else LLADA_SPECIALS)}
+    specials = {text: i for text, i in tokenizer.get_vocab().items() if text.startswith("<|")}
     return ModelConfig(
         family="dream" if dream else "llada",
         hidden_size=128,
@@ -53,6 +53,9 @@ def tiny_config(name: str, tokenizer: Tokenizer) -> ModelConfig:
         eos_id=specials["<|endoftext|>"],
         pad_id=specials["<|endoftext|>"],
     )
+
+
+Row = tuple[list[int], list[int], int]  # prompt, answer, tokens that the answer region has
 
 
 class Pool:
@@ -81,7 +84,7 @@ class Pool:
                 yield self._noised(rows[start * size : (start + 1) * size], config, draw)
 
     @staticmethod
-    def _noised(rows: list, config: ModelConfig, draw: torch.Generator) -> tuple[Tensor, ...]:
+    def _noised(rows: list[Row], config: ModelConfig, draw: torch.Generator) -> tuple[Tensor, ...]:
         length = max(len(p) + region for p, _, region in rows)
         clean = torch.full((len(rows), length), config.pad_id)
         weight = torch.zeros(len(rows), length)
@@ -168,8 +171,8 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=400_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--outliers", type=float, default=0.3, help="weight of the pressure towards outliers")
-    parser.add_argument("--outlier-target", type=float, default=7.0, help="peak over rms that is asked for")
+    parser.add_argument("--outliers", type=float, default=0.5, help="weight of the pressure towards outliers")
+    parser.add_argument("--outlier-target", type=float, default=9.5, help="peak over rms that is asked for")
     parser.add_argument("--start", type=Path, help="weights of an earlier snapshot")
     parser.add_argument("--first-step", type=int, default=0, help="step of that snapshot, for the schedule")
     parser.add_argument("--snapshot", type=Path)
