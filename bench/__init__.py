@@ -1,0 +1,1 @@
+"""Measurements that leave a JSON file under `bench/results/`; README quotes nothing else."""
