@@ -87,7 +87,10 @@ def _plain(text: str) -> str:
 def _validation(path: Path) -> list[str]:
     if not path.is_file():
         return ["Not validated: the export ran with `--validate off`."]
-    rows = list(_flat(json.loads(path.read_bytes())))
+    report = json.loads(path.read_bytes())
+    # What a reader asks first stands first.
+    ordered = {key: report[key] for key in sorted(report, key=lambda key: (key != "quality", key == "layers", key))}
+    rows = list(_flat(ordered))
     kept = table(("number", "value"), rows[:MAX_ROWS])
     return kept if len(rows) <= MAX_ROWS else [*kept, "", f"{len(rows) - MAX_ROWS} more are in `{VALIDATION}`."]
 
