@@ -19,6 +19,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds
+from pipeline.backends.precheck import precheck
 
 FORCED = "model.forced.onnx"
 QUANTIZE = "DllmcQuantize"
@@ -55,7 +56,7 @@ class _Quantisers(Interpreter):
 
 
 class ForcedModel:
-    """The ONNX model without its quantisers, as a session; close it to remove its file."""
+    """The ONNX model without its quantisers, as a session; its file is gone once it is open."""
 
     def __init__(self, path: Path, graph: GraphModule) -> None:
         self.graph = graph
@@ -70,6 +71,7 @@ class ForcedModel:
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         try:
+            precheck(self.path)
             self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         finally:
             self.path.unlink()
