@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import HashMismatch, InputRefused, UsageFault
 from pipeline.runner import GenerateOptions, Runner, generate
 from pipeline.runner.self_test import self_test
-from tests.pipeline.random_models import EOS, LETTERS, seal
+from tests.pipeline.random_models import EOS, LETTERS, MASK, seal
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors")
 
@@ -30,6 +30,10 @@ def test_text_in_text_out(runner):
     for completion in completions:
         assert completion.text == "".join(LETTERS[i] for i in completion.result.ids if i < len(LETTERS))
         assert EOS not in completion.result.ids
+
+
+def test_special_tokens_are_no_text(runner):
+    assert runner.decode([0, EOS, MASK, 1]) == "ab"
 
 
 def test_options_replace_the_defaults_of_the_bundle(runner):
