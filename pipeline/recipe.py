@@ -178,6 +178,12 @@ class Recipe(Part):
                         f"linear.{key} {group} does not divide the model's {name} {size}; "
                         f"pass --set linear.{key}=G with a G that divides it, or 0 for the whole row"
                     )
+        for name, size in inners.items():
+            if self.linear.w_bits <= 4 and size % 2:
+                raise UsageFault(
+                    f"linear.w_bits {self.linear.w_bits} stores two codes a byte, but the model's {name} {size} is "
+                    "odd; choose a recipe with 8-bit weights, such as rtn-w8a8"
+                )
         if self.lowering.top_k > config.vocab_size:
             raise UsageFault(f"lowering.top_k {self.lowering.top_k} exceeds the vocabulary of {config.vocab_size}")
         if self.generation.gen_length > config.max_length:

@@ -5,6 +5,7 @@ command goes on where the last one stopped. `DIR` appears by one rename at the e
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,8 @@ def export(
     work = WorkFolder(output, force=force)
     report.begin(f"dllmc {VERSION}  export {model} -> {output}   recipe {recipe.name}", STAGES)
     with work:
+        # Left by a crash before publication; it shares files with the work folder, and a shared file is refused.
+        shutil.rmtree(work.bundle, ignore_errors=True)
         named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
         work.record_job(named, dump_recipe(recipe))
         job = Job(
