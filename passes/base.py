@@ -24,7 +24,7 @@ Invariant = Callable[[GraphModule], None]
 def run(graph: GraphModule, passes: Sequence[Pass], check: Invariant) -> dict[str, int]:
     """Run `passes` in order with `check` after each; returns places changed by pass name."""
     changed: dict[str, int] = {}
-    for each in passes:
+    for index, each in enumerate(passes):
         name = type(each).__name__
         try:
             changed[name] = changed.get(name, 0) + each(graph)
@@ -33,6 +33,6 @@ def run(graph: GraphModule, passes: Sequence[Pass], check: Invariant) -> dict[st
             graph.recompile()
             check(graph)
         except Exception as error:
-            before = ", ".join(list(changed)[: len(changed) - (name in changed)]) or "none"
+            before = ", ".join(type(earlier).__name__ for earlier in passes[:index]) or "none"
             raise PassError(f"pass {name} failed ({error}); passes before it: {before}") from error
     return changed
