@@ -42,6 +42,8 @@ class MergeLinears:
         gate, up = node_of(node_of(silu).args[0]), node_of(up)
         if not is_call(gate, aten.linear.default) or gate.args[0] is not up.args[0]:
             return 0
+        if any(len(node.users) != 1 for node in (node_of(silu), gate, up)):
+            return 0
         with graph.graph.inserting_before(gate):
             merged = _merged_linear(graph, [gate, up], interleave=True)
             halves = [graph.graph.call_function(aten.slice.Tensor, (merged, -1, i, 2**63 - 1, 2)) for i in range(2)]
@@ -54,9 +56,9 @@ class MergeLinears:
 
     @staticmethod
     def _concatenate(graph: GraphModule, linears: list[Node]) -> None:
-        sizes = [attribute(graph, node_of(linear.args[1])).shape[0] for linear in linears]
         with graph.graph.inserting_before(linears[0]):
             merged = _merged_linear(graph, linears, interleave=False)
+            sizes = [attribute(graph, node_of(linear.args[1])).shape[0] for linear in linears]
             split = graph.graph.call_function(aten.split_with_sizes.default, (merged, sizes, -1))
             parts = outputs(graph, split, len(linears))
         for linear, part in zip(linears, parts, strict=True):
