@@ -31,7 +31,7 @@ class FuseSwiglu:
             linear = node_of(node_of(up).args[0])
             if not _is_half(gate, 0) or node_of(gate).args[0] is not linear or linear.target not in LINEARS:
                 continue
-            if len(linear.users) != 2:
+            if len(linear.users) != 2 or any(len(node_of(node).users) != 1 for node in (active, gate, up)):
                 continue
             product.replace_all_uses_with(linear)
             linear.update_arg(SWIGLU, True)
@@ -47,6 +47,8 @@ class FuseResidual:
     def __call__(self, graph: GraphModule) -> int:
         count = 0
         for add in calls(graph, aten.add.Tensor):
+            if add.kwargs or add.args[0] is add.args[1]:  # r + alpha y, y + y
+                continue
             for residual, linear in (tuple(add.args), tuple(reversed(add.args))):
                 if not isinstance(linear, Node) or linear.target not in LINEARS or len(linear.users) != 1:
                     continue

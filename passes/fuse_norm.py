@@ -17,8 +17,10 @@ class FuseNorm:
         for quantize in calls(graph, ops.quantize.default):
             if not is_call(quantize.args[0], aten.rms_norm.default) or quantize.args[NORM_WEIGHT] is not None:
                 continue
-            norm = node_of(quantize.args[0])
-            x, _, weight, eps = norm.args
+            x, shape, weight, eps = (*node_of(quantize.args[0]).args, None, None)[:4]
+            # The op's norm runs over the last axis and always has a weight; to drop either would change the values.
+            if not isinstance(shape, list | tuple) or len(shape) != 1 or weight is None or eps is None:
+                continue
             quantize.update_arg(0, x)
             quantize.update_arg(NORM_WEIGHT, weight)
             quantize.update_arg(EPS, eps)
