@@ -51,7 +51,8 @@ class LowerLinears:
             if not symmetric:
                 zero = quantized[2]
                 table = attribute(graph, node_of(codes))
-                grouped = table.reshape(table.shape[0], -1, int_of(w_group) or table.shape[1])
+                size = int_of(a_group) or int_of(w_group) or table.shape[1]
+                grouped = table.reshape(table.shape[0], -1, size)
                 w_sum = add_attribute(graph, f"{site_of(linear)}.w_sum", grouped.sum(-1, dtype=torch.int32))
             arguments = (*quantized[:2], zero, codes, scale, w_sum, bias, None)
             lowered = graph.graph.call_function(op, (*arguments, a_bits, w_bits, a_group, w_group, False, 0))
