@@ -3,7 +3,8 @@
 import torch
 from torch.fx import GraphModule
 
-from passes.graph import attributes, calls, is_attribute, is_call, node_of, site_of
+from passes.graph import attribute, attribute_name, attributes, calls, int_of, is_attribute, is_call, node_of, site_of
+from plugins.int4 import code_limit
 
 
 def check_float(graph: GraphModule) -> None:
@@ -25,9 +26,14 @@ def check_quantized(graph: GraphModule) -> None:
         if quantised_input and not quantised_weight:
             raise ValueError(f"{site_of(node)} has quantised activations and a float weight")
     for node in calls(graph, ops.dequantize.default):
-        codes = node_of(node.args[0])
-        if not is_attribute(codes) or not is_attribute(node.args[1]):
+        codes, scale, bits = node.args[:3]
+        if not is_attribute(codes) or not is_attribute(scale):
             raise ValueError(f"{node.name} does not read stored codes and scales")
+        name, table, limit = attribute_name(node_of(codes)), attribute(graph, node_of(codes)), code_limit(int_of(bits))
+        if table.dtype != torch.int8:
+            raise ValueError(f"codes {name} are {table.dtype}, expected int8")
+        if not table.is_meta and (int(table.amin()) < -limit or int(table.amax()) > limit):
+            raise ValueError(f"codes {name} span {int(table.amin())}..{int(table.amax())}, expected -{limit}..{limit}")
 
 
 def check_lowered(graph: GraphModule) -> None:
