@@ -127,7 +127,8 @@ def capture_piece(config: ModelConfig, piece: Piece, weights: dict[str, Tensor])
     else:
         module = OneBlock(config, int(piece.name.rpartition(".")[2]))
         angle = torch.zeros(2, 1, 5, config.head_dim)
-        example = (x, angle, angle, torch.ones(2, 1, 5, 5, dtype=torch.bool))
+        # Of one tensor given twice the exporter makes one input, and sine would be cosine.
+        example = (x, angle, angle.clone(), torch.ones(2, 1, 5, 5, dtype=torch.bool))
         rotary = {0: batch, 2: query}
         shapes = (shape, rotary, rotary, {0: batch, 2: query, 3: query})
     module.load_state_dict(weights, assign=True)
