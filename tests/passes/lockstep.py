@@ -137,6 +137,7 @@ def assert_records_agree(found: Codes, expected: Codes, bound: float, inv_temp: 
     assert bool(((lse_t - expected[4]).abs() <= slack * inv_temp[:, None] + 4 * ULP * expected[4].abs()).all())
 
 
+@torch.no_grad()
 def assert_lowered_equals_simulated(simulated: GraphModule, lowered: GraphModule, inputs: tuple[Tensor, ...]) -> int:
     """Compare every quantiser, linear and output of the two; returns how many integer linears were compared."""
     values = Values(simulated)

@@ -1,0 +1,45 @@
+"""Float graphs of two tiny models with weights, captured once; every test edits a copy of its own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from tests.passes.sketch import copy_of
+
+Whole = Callable[[str], GraphModule]
+
+
+@pytest.fixture(scope="session")
+def whole() -> Whole:
+    """`whole("llada")`: key heads = query heads, no biases; `whole("dream")`: fewer, biases, logits an output too."""
+    from passes.graph import attributes
+    from pipeline.capture import capture_whole
+    from tests.pipeline.random_models import tiny
+
+    made: dict[str, GraphModule] = {}
+
+    def get(family: str) -> GraphModule:
+        if family not in made:
+            dream = family == "dream"
+            config = replace(tiny(shifted=dream).config, num_kv_heads=1 if dream else 2)
+            made[family] = capture_whole(config, top_k=4, debug_logits=dream, device="cpu")
+            for name, value in attributes(made[family]).items():
+                if name.endswith("norm.weight"):
+                    value.data.uniform_(0.5, 1.5)
+        return copy_of(made[family])
+
+    return get
+
+
+@pytest.fixture
+def feeds() -> tuple[Tensor, ...]:
+    """Inputs of three rows, one of them of a single token; one id is banned."""
+    ids = torch.randint(0, 36, (3, 7))
+    logit_bias = torch.zeros(40)
+    logit_bias[37] = -torch.inf
+    rows = torch.tensor([[6, 0], [3, 2], [0, 0]])
+    return ids, torch.arange(7).expand(3, 7), torch.tensor([7, 4, 1]), rows, logit_bias, torch.tensor([1.0, 0.5, 2.0])
