@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli import Invocation, group
 from pipeline.errors import DllmcError, EnvironmentFault, WillNotFit
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 INTERRUPTED = 130
 TERMINATED = 143
 OUR_BUG = 1
+SIGNAL_AGAIN_SECONDS = 0.05
 
 # Import name -> what installs it; only the runner's own packages come without an extra.
 INSTALLED_BY = {
@@ -43,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     invocation = Invocation()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals_not_lost():
             _quiet_libraries()
             result = group.main(arguments, prog_name="dllmc", standalone_mode=False, obj=invocation)
         return result if isinstance(result, int) else 0
@@ -62,6 +70,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+@contextmanager
+def _signals_not_lost() -> Iterator[None]:
+    """Send a signal again whose exception Python dropped: torch has many weakref callbacks, where that happens."""
+    numbers = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+    pending: list[threading.Timer] = []
+    before = sys.unraisablehook
+
+    def hook(dropped: UnraisableHookArgs) -> None:
+        number = numbers.get(dropped.exc_type)
+        if number is None:
+            before(dropped)
+            return
+        # Later, since now it would be raised in this hook and dropped with it.
+        pending.append(threading.Timer(SIGNAL_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        pending[-1].daemon = True
+        pending[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in pending:
+            timer.cancel()
 
 
 def _quiet_libraries() -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,30 @@ def test_signals_leave_nothing_half_written(tmp_path: Path, number: int, code: i
     assert process.returncode == code
     assert error.strip().startswith(f"dllmc: {word}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_weakref_callback_is_not_lost(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python drops what such a callback raises, and torch has many of them."""
+
+    def act(**unused: object) -> None:
+        thing: set[int] = set()
+        holder = weakref.ref(thing, lambda _: signal.raise_signal(number))
+        del thing
+        time.sleep(20)
+        assert holder() is None
+
+    monkeypatch.setattr("pipeline.cli.models.command", click.Command("models", callback=act))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    started = time.monotonic()
+    try:
+        assert main(["models"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - started <= 10
+    assert capsys.readouterr().err.strip().count("\n") == 0
 
 
 def test_the_module_runs_in_a_checkout(tmp_path: Path) -> None:
