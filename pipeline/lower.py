@@ -84,7 +84,7 @@ def translate(graph: GraphModule, config: ModelConfig, recipe: Recipe) -> ir.Mod
             input_names=list(INPUT_NAMES),
             output_names=[*OUTPUT_NAMES, "logits"] if recipe.lowering.debug_logits else list(OUTPUT_NAMES),
             dynamic_shapes=(canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row),
-            custom_translation_table={**plugins.translation_table()},
+            custom_translation_table=dict(plugins.translation_table().items()),
         )
     assert program is not None
     return program.model
