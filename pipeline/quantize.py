@@ -61,6 +61,8 @@ def write_weights(
     """Sidecar files for the whole model; returns places changed by pass, summed over the pieces."""
     changed: dict[str, int] = {}
     folder.mkdir(exist_ok=True)
+    for left in folder.glob("*.safetensors"):  # a model with more blocks may have been here
+        left.unlink()
     for piece, graph in float_pieces(checkpoint):
         try:
             counts = simulate(graph, recipe)

@@ -180,34 +180,42 @@ def export(
     with work:
         # Left by a crash before publication; it shares files with the work folder, and a shared file is refused.
         shutil.rmtree(work.bundle, ignore_errors=True)
-        named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
-        work.record_job(named, dump_recipe(recipe))
         job = Job(
             source=model, checkpoint=checkpoint, tokenizer=tokenizer, recipe=recipe, work=work, validated=validate
         )
         start, stop = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
+        digest = _digest(checkpoint)
+        for name in STAGES[:start]:
+            _require(job, name, digest)
+        named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
+        work.record_job(named, dump_recipe(recipe))
         if force or first:
             work.forget(STAGES[start:])
-        digest = _digest(checkpoint)
-        for index, name in enumerate(STAGES[: stop + 1]):
-            _run(job, name, digest, must_be_done=index < start, report=report)
+        for name in STAGES[start : stop + 1]:
+            _run(job, name, digest, report)
         return work.publish() if stop == len(STAGES) - 1 else work.path
 
 
-def _run(job: Job, name: str, digest: str, *, must_be_done: bool, report: Progress) -> None:
+def _fingerprint(job: Job, name: str, digest: str) -> str:
     settings = [VERSION, name, digest, dump_recipe(job.recipe)]
     if name in ("validate", "build", "bundle"):
         settings.append(str(job.validated))
-    fingerprint = hashlib.sha256(canonical_json(settings)).hexdigest()
-    if job.work.is_done(name, fingerprint):
-        if not must_be_done:
-            report.note(f"{name}: done before, reused")
-        return
-    if must_be_done:
+    return hashlib.sha256(canonical_json(settings)).hexdigest()
+
+
+def _require(job: Job, name: str, digest: str) -> None:
+    if not job.work.is_done(name, _fingerprint(job, name, digest)):
         raise UsageFault(
             f"stage {name} has not been done in {job.work.path} with this model and recipe; "
             f"run `dllmc {name} {job.work.output}` first, or export without --from"
         )
+
+
+def _run(job: Job, name: str, digest: str, report: Progress) -> None:
+    fingerprint = _fingerprint(job, name, digest)
+    if job.work.is_done(name, fingerprint):
+        report.note(f"{name}: done before, reused")
+        return
     with report.stage(name) as stage, os_faults(f"cannot write in {job.work.path}"):
         files = ROAD[name](job, stage)
     if name != "bundle":  # what it leaves is the published folder
