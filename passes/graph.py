@@ -1,7 +1,7 @@
 """The few questions every pass asks of a captured graph, and the few edits it makes."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -73,8 +73,10 @@ def add_attribute(graph: GraphModule, name: str, value: Tensor) -> Node:
     return graph.graph.get_attr(name)
 
 
-def set_attributes(graph: GraphModule, values: dict[str, Tensor]) -> None:
-    """Replace the graph's weights by `values`, by name; shapes must agree."""
+def set_attributes(graph: GraphModule, values: Mapping[str, Tensor]) -> None:
+    """Replace the graph's weights by `values`, by name. Raises ValueError for a missing one or another shape."""
+    if missing := sorted(set(attributes(graph)) - set(values)):
+        raise ValueError(f"weights are missing: {', '.join(missing)}")
     for name, old in attributes(graph).items():
         value = values[name]
         if value.shape != old.shape:

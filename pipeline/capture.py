@@ -5,16 +5,18 @@ has shapes but no weights, and is what gets lowered. Weight names are those of t
 Shape letters: B batch, Q query rows, R head rows, D hidden, C channels a head, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from passes.base import run
 from passes.clean_capture import CleanCapture
-from passes.graph import attributes, set_attributes
+from passes.graph import attribute, attribute_name, attributes, set_attributes
 from passes.invariants import check_float
 from passes.merge_linears import MergeLinears
 from pipeline.models.config import ModelConfig
@@ -95,44 +97,77 @@ def pieces(config: ModelConfig) -> list[Piece]:
         return [ends, *blocks]
 
 
-def _float_graph(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[object, ...]) -> GraphModule:
-    program = export(module.eval(), example, dynamic_shapes=shapes, strict=False)
-    graph = program.module(check_guards=False)
-    assert isinstance(graph, GraphModule)
-    run(graph, [CleanCapture(), MergeLinears()], check_float)
-    return graph
-
-
-def capture_whole(config: ModelConfig, *, top_k: int, debug_logits: bool = False, device: str = "meta") -> GraphModule:
-    """Float graph of the whole model, linears merged; on `meta` it has no weights."""
-    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
-    with torch.device(device):
-        module = Recorded(config, top_k=top_k, debug_logits=debug_logits)
-        ids, lengths, rows_of = (torch.zeros(shape, dtype=torch.long) for shape in ((2, 5), (2,), (2, 3)))
-        example = (ids, ids.clone(), lengths, rows_of, torch.zeros(config.embedding_size), torch.zeros(2))
-    canvas, per_row = {0: batch, 1: query}, {0: batch}
-    return _float_graph(module, example, (canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row))
+def capture_whole(config: ModelConfig, *, top_k: int, debug_logits: bool = False) -> GraphModule:
+    """Float graph of the whole model on the meta device, linears merged; it has shapes but no weights."""
+    template = _whole_template(untied(config), top_k, debug_logits)
+    return _merged(template, attributes(template), index=None)
 
 
 def capture_piece(config: ModelConfig, piece: Piece, weights: dict[str, Tensor]) -> GraphModule:
     """Float graph of one piece, linears merged, with real `weights` (float32, by name before merging)."""
-    batch, query = Dim("batch"), Dim("query")
-    x = torch.zeros(2, 5, config.hidden_size)
-    shape = {0: batch, 1: query}
-    example: tuple[Tensor, ...]
-    shapes: tuple[object, ...]
     if piece.name == ENDS:
-        module: nn.Module = Ends(config)
-        example, shapes = (torch.zeros(2, 5, dtype=torch.long), x), (shape, shape)
-    else:
-        module = OneBlock(config, int(piece.name.rpartition(".")[2]))
+        return _merged(_ends_template(untied(config)), weights, index=None)
+    return _merged(_block_template(untied(config)), weights, index=int(piece.name.rpartition(".")[2]))
+
+
+# Tracing takes most of the time of a small export, and every block has the same graph: each kind is traced once.
+@cache
+def _whole_template(config: ModelConfig, top_k: int, debug_logits: bool) -> GraphModule:
+    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
+    with torch.device("meta"):
+        module = Recorded(config, top_k=top_k, debug_logits=debug_logits)
+        ids, lengths, rows_of = (torch.zeros(shape, dtype=torch.long) for shape in ((2, 5), (2,), (2, 3)))
+        example = (ids, ids.clone(), lengths, rows_of, torch.zeros(config.embedding_size), torch.zeros(2))
+    canvas, per_row = {0: batch, 1: query}, {0: batch}
+    return _trace(module, example, (canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row))
+
+
+@cache
+def _ends_template(config: ModelConfig) -> GraphModule:
+    shape = {0: Dim("batch"), 1: Dim("query")}
+    with torch.device("meta"):
+        example = (torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, config.hidden_size))
+        return _trace(Ends(config), example, (shape, shape))
+
+
+@cache
+def _block_template(config: ModelConfig) -> GraphModule:
+    batch, query = Dim("batch"), Dim("query")
+    rotary = {0: batch, 2: query}
+    with torch.device("meta"):
         angle = torch.zeros(2, 1, 5, config.head_dim)
         # Of one tensor given twice the exporter makes one input, and sine would be cosine.
-        example = (x, angle, angle.clone(), torch.ones(2, 1, 5, 5, dtype=torch.bool))
-        rotary = {0: batch, 2: query}
-        shapes = (shape, rotary, rotary, {0: batch, 2: query, 3: query})
-    module.load_state_dict(weights, assign=True)
-    return _float_graph(module, example, shapes)
+        example = (
+            torch.zeros(2, 5, config.hidden_size),
+            angle,
+            angle.clone(),
+            torch.ones(2, 1, 5, 5, dtype=torch.bool),
+        )
+        return _trace(OneBlock(config, 0), example, ({0: batch, 1: query}, rotary, rotary, {**rotary, 3: query}))
+
+
+def _trace(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[object, ...]) -> GraphModule:
+    graph = export(module.eval(), example, dynamic_shapes=shapes, strict=False).module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    run(graph, [CleanCapture()], check_float)
+    return graph
+
+
+def _merged(template: GraphModule, weights: Mapping[str, Tensor], *, index: int | None) -> GraphModule:
+    """A copy of the template that reads `weights`; a block's copy under the names of block `index`."""
+    graph = Graph()
+    graph.output(graph.graph_copy(template.graph, {}))
+    graph.set_codegen(template.graph._codegen)
+    shapes = {}
+    for node in graph.find_nodes(op="get_attr"):
+        value = attribute(template, node)
+        if index is not None:
+            node.target = f"blocks.{index}.{attribute_name(node).removeprefix('blocks.0.')}"
+        shapes[attribute_name(node)] = value
+    copy = GraphModule(shapes, graph)
+    set_attributes(copy, weights)
+    run(copy, [MergeLinears()], check_float)
+    return copy
 
 
 def constants(config: ModelConfig) -> dict[str, Tensor]:
