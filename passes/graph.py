@@ -89,6 +89,13 @@ def set_attributes(graph: GraphModule, values: Mapping[str, Tensor]) -> None:
         owner.register_buffer(leaf, value.detach())
 
 
+def drop_weights(graph: GraphModule) -> None:
+    """Free every weight now: a graph is a cycle of references, which the garbage collector may find late."""
+    for module in graph.modules():
+        module._parameters.clear()
+        module._buffers.clear()
+
+
 def drop_unused(graph: GraphModule) -> None:
     """Remove dead nodes and every weight that no node reads."""
     graph.graph.eliminate_dead_code()

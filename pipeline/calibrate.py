@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.graph import drop_weights
 from passes.observe import Observed
 from passes.stats import STATES, Stats
 from pipeline.calibration.states import States
@@ -19,11 +20,18 @@ from pipeline.models.transformer import rotary_angles
 BATCH = 16
 
 
-def float_pieces(checkpoint: Checkpoint) -> Iterator[tuple[Piece, GraphModule]]:
-    """Every piece with its real weights in float32, one at a time."""
+def float_pieces(checkpoint: Checkpoint, *, keep_ends: bool = False) -> Iterator[tuple[Piece, GraphModule]]:
+    """Every piece with its real weights in float32, one at a time: the last one loses them when the next is asked for.
+
+    With `keep_ends` the ends, which come first, keep theirs until the caller drops them.
+    """
     for piece in pieces(checkpoint.config):
-        weights = {name: checkpoint.tensor(name).float() for name in piece.weights}
-        yield piece, capture_piece(checkpoint.config, piece, weights)
+        graph = capture_piece(
+            checkpoint.config, piece, {name: checkpoint.tensor(name).float() for name in piece.weights}
+        )
+        yield piece, graph
+        if not (keep_ends and piece.name == ENDS):
+            drop_weights(graph)
 
 
 class Canvas:
@@ -47,7 +55,7 @@ def collect_stats(
     frequencies = constants(checkpoint.config)["rope_frequencies"]
     canvases = [Canvas(batch, frequencies) for batch in states.batches(BATCH)]
     ends: GraphModule | None = None
-    for piece, graph in float_pieces(checkpoint):
+    for piece, graph in float_pieces(checkpoint, keep_ends=True):
         for canvas in canvases:
             if piece.name == ENDS:
                 canvas.x, _ = graph(
@@ -61,6 +69,7 @@ def collect_stats(
     assert ends is not None
     for canvas in canvases:
         _observed(ends, canvas, stats, (canvas.states.input_ids, canvas.x))
+    drop_weights(ends)
     return stats
 
 

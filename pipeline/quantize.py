@@ -75,8 +75,11 @@ def write_weights(
         packed = packed_names(graph)
         # Lowered too, so that the files hold whatever the lowered graph reads besides the simulated one's weights.
         run(graph, LOWERING, check_lowered)
-        tensors = {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()}
-        save_file(tensors, folder / f"{piece.name}.safetensors", {"packed": "\n".join(sorted(packed))})
+        save_file(
+            {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()},
+            folder / f"{piece.name}.safetensors",
+            {"packed": "\n".join(sorted(packed))},
+        )
         on_piece(piece.name)
     save_file(constants(checkpoint.config), folder / f"{CONSTANTS}.safetensors", {"packed": ""})
     return changed

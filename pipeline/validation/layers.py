@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.graph import set_attributes
+from passes.graph import drop_weights, set_attributes
 from passes.observe import Observed
 from pipeline.calibrate import Canvas, float_pieces
 from pipeline.calibration.states import States
@@ -20,9 +20,10 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
     canvas = Canvas(states, constants(checkpoint.config)["rope_frequencies"])
     errors: dict[str, float] = {}
     held: tuple[GraphModule, GraphModule] | None = None
-    for piece, graph in float_pieces(checkpoint):
-        originals = {name: checkpoint.tensor(name).float() for name in piece.weights}
-        quantised = capture_piece(checkpoint.config, piece, originals)
+    for piece, graph in float_pieces(checkpoint, keep_ends=True):
+        quantised = capture_piece(
+            checkpoint.config, piece, {name: checkpoint.tensor(name).float() for name in piece.weights}
+        )
         simulate(quantised, recipe)
         set_attributes(quantised, state_of(quantised, weights))
         if piece.name == ENDS:
@@ -31,8 +32,11 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
             continue
         inputs = (canvas.x, canvas.cos, canvas.sin, canvas.visible)
         canvas.x = _compare(graph, quantised, inputs, canvas.valid, errors)
+        drop_weights(quantised)
     assert held is not None
     _compare(*held, (states.input_ids, canvas.x), canvas.valid, errors)
+    for ends in held:
+        drop_weights(ends)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
