@@ -13,11 +13,18 @@ from tests.passes.sketch import copy_of
 Whole = Callable[[str], GraphModule]
 
 
+def random_weight(name: str, like: Tensor) -> Tensor:
+    """Norms near one, rows of matrices of ordinary size."""
+    if name.endswith("norm.weight"):
+        return torch.rand(like.shape) + 0.5
+    return torch.randn(like.shape) / (like.shape[-1] ** 0.5 if name.endswith("proj.weight") else 2)
+
+
 @pytest.fixture(scope="session")
 def whole() -> Whole:
     """`whole("llada")`: key heads = query heads, no biases; `whole("dream")`: fewer, biases, logits an output too."""
     from passes.graph import attributes
-    from pipeline.capture import capture_whole
+    from pipeline.capture import capture_whole, constants, materialise
     from tests.pipeline.random_models import tiny
 
     made: dict[str, GraphModule] = {}
@@ -25,11 +32,11 @@ def whole() -> Whole:
     def get(family: str) -> GraphModule:
         if family not in made:
             dream = family == "dream"
-            config = replace(tiny(shifted=dream).config, num_kv_heads=1 if dream else 2)
-            made[family] = capture_whole(config, top_k=4, debug_logits=dream, device="cpu")
-            for name, value in attributes(made[family]).items():
-                if name.endswith("norm.weight"):
-                    value.data.uniform_(0.5, 1.5)
+            with torch.random.fork_rng(devices=[]):  # the same weights, whichever test asks first
+                config = replace(tiny(shifted=dream).config, num_kv_heads=1 if dream else 2)
+                graph = capture_whole(config, top_k=4, debug_logits=dream)
+                weights = {name: random_weight(name, like) for name, like in attributes(graph).items()}
+                made[family] = materialise(graph, weights | constants(config))
         return copy_of(made[family])
 
     return get

@@ -19,6 +19,7 @@ from tests.passes.sketch import aten, ops
 
 ULP = 2.0**-24  # relative error of one float32 rounding
 LINEARS = (ops.int4_linear.default, ops.int8_linear.default)
+FAKE_QUANT_NUMBERS = ("bits", "symmetric", "a_group", "clip_lo", "clip_hi")
 Codes = tuple[Tensor, ...]
 
 
@@ -37,7 +38,7 @@ def assert_same_codes(found: Codes, expected: Codes, y: Tensor, *, limit: int, g
 
     same = found[0] == expected[0]
     if len(found) > 2 and found[2].numel():
-        grouped = y.double().unflatten(-1, (-1, group or y.shape[-1]))
+        grouped = torch.unflatten(y.double(), -1, (-1, group or y.shape[-1]))
         middle = grouped.amax(-1).clamp(min=0) + grouped.amin(-1).clamp(max=0)
         same_zero = found[2] == expected[2]
         assert bool((same_zero | near_half(middle / (2 * expected[1].double()))).all())
@@ -59,6 +60,7 @@ class Values(Interpreter):
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
+        self.graph_module = graph
         self.values: dict[Node, Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -67,7 +69,7 @@ class Values(Interpreter):
 
     def linears(self) -> Iterator[Simulated]:
         """Every linear on simulated codes, in order."""
-        for linear in calls(self.module, aten.linear.default):
+        for linear in calls(self.graph_module, aten.linear.default):
             if node_of(linear.args[0]).target is ops.fake_quant.default:
                 yield self._with_epilogue(linear)
 
@@ -92,7 +94,8 @@ class Values(Interpreter):
         x, weight, *bias = (self.values[node_of(argument)].double().abs() for argument in linear.args)
         total = x @ weight.transpose(0, 1)
         total = total + bias[0] if bias else total
-        return (2 * x.shape[-1] + 8) * ULP * total
+        bound: Tensor = (2 * x.shape[-1] + 8) * ULP * total
+        return bound
 
 
 class Forced(Interpreter):
@@ -101,7 +104,7 @@ class Forced(Interpreter):
     def __init__(self, lowered: GraphModule, simulated: Values) -> None:
         super().__init__(lowered)
         self.simulated = simulated
-        self.sources = calls(simulated.module, ops.fake_quant.default)
+        self.sources = calls(simulated.graph_module, ops.fake_quant.default)
         self.expected = simulated.linears()
         self.compared = 0
 
@@ -117,11 +120,11 @@ class Forced(Interpreter):
         return found
 
     def _codes(self, found: Codes) -> Codes:
-        source, *numbers = next(self.sources).args
-        x = self.simulated.values[node_of(source)]
-        bits, symmetric, group, clip_lo, clip_hi = numbers
-        expected = quantize(x, bits=bits, symmetric=symmetric, a_group=group, clip_lo=clip_lo, clip_hi=clip_hi)
-        assert_same_codes(found, expected, x, limit=2 ** (bits - 1) - 1, group=group)
+        source = next(self.sources)
+        x = self.simulated.values[node_of(source.args[0])]
+        numbers: dict[str, Any] = dict(zip(FAKE_QUANT_NUMBERS, source.args[1:], strict=True))
+        expected = quantize(x, **numbers)
+        assert_same_codes(found, expected, x, limit=2 ** (numbers["bits"] - 1) - 1, group=numbers["a_group"])
         return expected
 
 

@@ -1,6 +1,7 @@
 """Tiny graphs for the tests of passes: written node by node, copied, counted."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Sketch:
         self._weights[name] = value
         return self._graph.get_attr(name)
 
-    def __call__(self, op: Callable[..., object], *arguments: object, **keywords: object) -> Node:
+    def __call__(self, op: Callable[..., object], *arguments: Any, **keywords: Any) -> Node:
         return self._graph.call_function(op, arguments, keywords)
 
     def linear(self, x: Node, site: str, weight: Tensor, bias: Tensor | None = None) -> Node:

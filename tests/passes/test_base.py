@@ -5,7 +5,7 @@ import torch
 from torch.fx import GraphModule
 
 from passes.base import PassError, run
-from passes.graph import attributes, calls
+from passes.graph import attributes, calls, node_of
 from tests.passes.sketch import Sketch, aten, count
 
 
@@ -21,7 +21,7 @@ class Unhook:
 
     def __call__(self, graph: GraphModule) -> int:
         for linear in calls(graph, aten.linear.default):
-            linear.replace_all_uses_with(linear.args[0])
+            linear.replace_all_uses_with(node_of(linear.args[0]))
         return 1
 
 

@@ -63,10 +63,8 @@ def test_swiglu_of_other_halves_stays(first: int, second: int) -> None:
 
 def test_swiglu_of_two_linears_stays() -> None:
     sketch, codes, scale = start()
-    gate, up = (
-        sketch(aten.slice.Tensor, integer_linear(sketch, codes, scale, name), *half)
-        for name, half in zip(("a", "b"), HALVES, strict=True)
-    )
+    first, second = (integer_linear(sketch, codes, scale, name) for name in ("a", "b"))
+    gate, _, _, up = (sketch(aten.slice.Tensor, linear, *half) for linear in (first, second) for half in HALVES)
     assert_untouched(sketch.output(sketch(aten.mul.Tensor, sketch(aten.silu.default, gate), up)), FuseSwiglu())
 
 

@@ -1,6 +1,7 @@
 """A quantiser takes its norm in; the norm itself stays for whoever else reads it."""
 
 import torch
+from torch.fx import GraphModule
 
 from passes.fuse_norm import FuseNorm
 from passes.graph import attributes
@@ -10,7 +11,9 @@ from tests.passes.sketch import Sketch, assert_untouched, aten, count, edited, o
 K, EPS = 32, 1e-3
 
 
-def normed(*, bits: int = 4, symmetric: bool = True, group: int = 0, quantisers: int = 1, reader: bool = False):
+def normed(
+    *, bits: int = 4, symmetric: bool = True, group: int = 0, quantisers: int = 1, reader: bool = False
+) -> GraphModule:
     sketch = Sketch()
     weight = sketch.weight("norm.weight", torch.rand(K) + 0.5)
     norm = sketch(aten.rms_norm.default, sketch.input("x"), [K], weight, EPS)

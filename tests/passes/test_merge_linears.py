@@ -98,8 +98,8 @@ def test_codes_of_merged_weights_are_those_of_the_parts(bits: int, group: int) -
     merged, _ = edited(graph, MergeLinears())
     joined = round_to_nearest(attributes(merged)["attn.q_k_v_proj.weight"], bits=bits, group=group)
     apart = [round_to_nearest(weight, bits=bits, group=group) for weight in weights.values()]
-    for found, *expected in zip(joined, *apart, strict=True):
-        assert torch.equal(found, torch.cat(expected))
+    for found, *singles in zip(joined, *apart, strict=True):
+        assert torch.equal(found, torch.cat(singles))
 
 
 @pytest.mark.parametrize("extra", ["gate", "up", "active"])

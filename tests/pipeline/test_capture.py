@@ -83,7 +83,7 @@ def test_whole_graph_has_shapes_and_no_values(captures: Captures) -> None:
     _, whole, _ = captures
     assert all(weight.is_meta for weight in attributes(whole).values())
     assert [node.name for node in whole.graph.nodes if node.op == "placeholder"] == list(INPUT_NAMES)
-    assert len(whole.graph.output_node().args[0]) == len(OUTPUT_NAMES)
+    assert len(list(whole.graph.output_node().all_input_nodes)) == len(OUTPUT_NAMES)
     record = next(calls(whole, torch.ops.dllmc.record.default))
     assert record.args[-1] == TOP_K
 
@@ -215,3 +215,16 @@ def test_a_piece_captured_twice_is_the_same_graph(captures: Captures) -> None:
     block = pieces(model.config)[2]
     again = capture_piece(model.config, block, {name: checkpoint_of(model)[name] for name in block.weights})
     assert str(again.graph) == str(made[block.name].graph)
+
+
+def test_editing_a_capture_leaves_the_next_one_alone(captures: Captures) -> None:
+    model, whole, made = captures
+    text = str(whole.graph)
+    spoilt = capture_whole(model.config, top_k=TOP_K)
+    run(spoilt, METHODS["rtn"].passes(QuantPlan(linear=QuantSpec(w_bits=4, a_bits=4), head=None)), check_quantized)
+    materialise(spoilt, {name: torch.zeros(value.shape) for name, value in attributes(spoilt).items()})
+    again = capture_whole(model.config, top_k=TOP_K)
+    assert str(again.graph) == str(whole.graph) == text
+    assert all(weight.is_meta for weight in attributes(again).values())
+    first, second = (attributes(made[name]) for name in ("blocks.0", "blocks.1"))
+    assert not {id(value) for value in first.values()} & {id(value) for value in second.values()}
