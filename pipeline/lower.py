@@ -48,11 +48,14 @@ def write_onnx(
     Raises InputRefused when the sidecar files do not hold exactly the weights that the graph reads.
     """
     graph = lowered_graph(config, recipe)
-    expected, found = set(attributes(graph)), weights.names
+    expected = {name: tuple(value.shape) for name, value in attributes(graph).items()}
+    found = {name: weights.shape(name) for name in weights.names}
     if expected != found:
+        both = expected.keys() & found.keys()
         raise InputRefused(
-            f"the quantised weights do not fit this graph; missing {sorted(expected - found)}, "
-            f"unused {sorted(found - expected)}; run `dllmc quantize` again"
+            f"the quantised weights do not fit this graph; missing {sorted(expected.keys() - both)}, "
+            f"unused {sorted(found.keys() - both)}, of another shape "
+            f"{sorted(name for name in both if expected[name] != found[name])}; run `dllmc quantize` again"
         )
     model = translate(graph, config, recipe)
     _attach_weights(model, weights, on_weight)

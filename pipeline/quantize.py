@@ -105,6 +105,12 @@ class Weights:
         """Whether the file holds two codes a byte."""
         return name in self._packed
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor as the graph reads it, from the file's header."""
+        with safe_open(self._files[name], "pt") as file:
+            *outer, last = file.get_slice(name).get_shape()
+        return (*outer, last * 2 if name in self._packed else last)
+
     def stored(self, name: str) -> Tensor:
         """The tensor as it lies in the file, codes packed."""
         with safe_open(self._files[name], "pt") as file:
