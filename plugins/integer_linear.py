@@ -72,6 +72,8 @@ def integer_linear(
     check_together(zero=zero, w_sum=w_sum)
     size = _group_size(weight.shape[-1], a_group, w_group)
     num_groups = weight.shape[-1] // size
+    if w_sum is not None and w_sum.shape[-1] != num_groups:
+        raise ValueError(f"w_sum holds a sum a group; got {w_sum.shape[-1]} columns, expected {num_groups}")
     y: Tensor | None = None
     for group in range(num_groups):
         part = slice(group * size, (group + 1) * size)

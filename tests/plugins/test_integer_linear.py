@@ -174,6 +174,18 @@ def test_refusals(change: dict[str, Any], message: str) -> None:
         op(inputs["codes"], inputs["scale"], None, inputs["weight"], inputs["w_scale"], **change)
 
 
+def test_one_sum_for_several_groups_is_refused() -> None:
+    import torch
+
+    made = draw(4, 4, 2, 4, 32, 2, 1, seed=0)
+    add_zero(made, 4, 1)
+    i = {key: torch.from_numpy(value) for key, value in made.items()}
+    with pytest.raises(ValueError, match="a sum a group; got 1 columns, expected 2"):
+        torch.ops.dllmc.int4_linear(
+            i["codes"], i["scale"], i["zero"], i["weight"], i["w_scale"], i["w_sum"], a_group=16
+        )
+
+
 def test_the_two_ops_share_one_signature() -> None:
     a, b = int4_linear.INT4_LINEAR.signature, int8_linear.INT8_LINEAR.signature
     assert list(a.parameters) == list(b.parameters)
