@@ -1,6 +1,7 @@
 """Noised canvases: problems with a share t ~ U(0, 1) of their answers masked, stratified over t.
 
-Shape letters: N samples, L sequence. Every draw is keyed by (seed, sample), so samples never depend on their number.
+Shape letters: N samples, L sequence. Every draw is keyed by (seed, sample); of the other samples only their number
+matters, which decides the stratum.
 """
 
 import random

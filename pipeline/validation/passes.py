@@ -49,7 +49,7 @@ def check_passes(
         rows += expected.tail.size
         agreed += int((expected.top_ids[..., 0] == found.top_ids[..., 0]).sum())
         comparison = forced.compare(feeds)
-        if not comparison.largest <= largest:
+        if not np.isnan(largest) and not comparison.largest <= largest:
             largest = comparison.largest
             place = f"{comparison.place} of pass {feeds.input_ids.shape[0]} x {feeds.input_ids.shape[1]}"
         on_pass(number, len(sweep))

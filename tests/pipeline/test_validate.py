@@ -1,0 +1,243 @@
+"""The proof fails closed: a wrong file, a wrong number or a missed limit publishes nothing and says where."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from pipeline import stages
+from pipeline import validate as module
+from pipeline.__main__ import main
+from pipeline.backends.eager import open_transformer
+from pipeline.errors import ValidationFailed
+from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, VALIDATION, canonical_json, read_job
+from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
+from pipeline.models.tokenizer import read_tokenizer
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import parse_recipe
+from pipeline.validation import feeds
+from pipeline.validation.forced import Comparison
+from pipeline.validation.passes import PassCheck, check_passes
+from pipeline.validation.quality import Quality
+from tests.conftest import Made
+from tests.pipeline.validation.conftest import flip, spoil, swap
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def short_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve passes in place of thirty; the whole sweep runs in every export of test_export.py."""
+    monkeypatch.setattr(feeds, "SWEEP_LENGTHS", (1, 33))
+
+
+@pytest.fixture
+def output(stages_done: Path, tmp_path: Path) -> Path:
+    shutil.copytree(stages_done, tmp_path / "out.work")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def prove(output: Path, model: Made) -> Callable[..., dict[str, Any]]:
+    """Validate the work folder directly, past the hashes that would notice a spoilt file."""
+    checkpoint: Checkpoint = open_checkpoint(model("llada", layers=1))
+    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    recorded = read_job(output)["recipe"]
+
+    def act(*sets: str) -> dict[str, Any]:
+        recipe: Recipe = parse_recipe(recorded, "the recorded recipe", sets)
+        work = output.with_name("out.work")
+        return module.validate(checkpoint, recipe, work, tokenizer, on_pass=lambda *_: None)
+
+    return act
+
+
+def nothing_proved(output: Path) -> bool:
+    work = output.with_name("out.work")
+    return not (work / VALIDATION).exists() and not list((work / GOLDEN).glob("*")) and not output.exists()
+
+
+def test_a_right_file_is_proved(output: Path, prove: Callable[..., dict[str, Any]]) -> None:
+    report = prove()
+    work = output.with_name("out.work")
+    assert (work / VALIDATION).read_bytes() == canonical_json(report)
+    assert [path.name for path in sorted((work / GOLDEN).iterdir())] == ["pass-0.json", "pass-1.json"]
+    assert report["nodes"]["checked"] == 10
+    assert report["passes"]["passes"] == 12
+    assert report["passes"]["not_finite"] == 0
+    assert report["passes"]["largest"] <= report["passes"]["tolerance"]
+    assert report["quality"]["tokens"] >= 8
+    assert list(report["layers"].values()) == sorted(report["layers"].values(), reverse=True)
+
+
+def nan_row(view: "np.ndarray[Any, Any]") -> None:
+    view[3] = np.nan
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "packed codes": (lambda path: spoil(path, "blocks.0.mlp.down_proj.codes", flip), "node blocks.0.mlp.down_proj "),
+    "head codes": (lambda path: spoil(path, "head.codes", flip), "node head "),
+    "scale": (
+        lambda path: spoil(path, "blocks.0.attn.o_proj.w_scale", lambda v: v.__setitem__(0, v[0] * 1.01), np.float32),
+        "node blocks.0.attn.o_proj ",
+    ),
+    "swapped scales": (
+        lambda path: swap(path, "blocks.0.attn.o_proj.w_scale", "blocks.0.mlp.down_proj.w_scale"),
+        "node blocks.0.mlp.down_proj ",
+    ),
+    "swapped norms": (lambda path: swap(path, "blocks.0.attn_norm.weight", "norm.weight"), "DllmcQuantize before"),
+    "embedding": (
+        lambda path: spoil(path, "embed.weight_half", lambda v: v.__imul__(np.float16(1.5)), np.float16),
+        "entered_0",
+    ),
+    "rotary frequencies": (
+        lambda path: spoil(path, "rope_frequencies", lambda v: v.__imul__(np.float32(1.01)), np.float32),
+        "entered_1",
+    ),
+    "NaN in a scale": (
+        lambda path: spoil(path, "blocks.0.attn.q_k_v_proj.w_scale", nan_row, np.float32),
+        "values are not finite",
+    ),
+    "NaN in the embedding": (
+        lambda path: spoil(path, "embed.weight_half", lambda v: v.fill(np.nan), np.float16),
+        "values are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_spoilt_file_fails(output: Path, prove: Callable[..., dict[str, Any]], fault: str) -> None:
+    change, expected = FAULTS[fault]
+    change(output.with_name("out.work") / MODEL)
+    with pytest.raises(ValidationFailed) as caught:
+        prove()
+    message = str(caught.value)
+    assert expected in message
+    assert "Linears whose output moved most" in message
+    assert nothing_proved(output)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("validation.min_argmax_agreement=1", "validation.min_argmax_agreement is 1"),
+        ("validation.max_nll_increase=0", "validation.max_nll_increase is 0"),
+    ],
+)
+def test_a_missed_limit_fails_and_names_the_worst_layers(
+    output: Path,
+    prove: Callable[..., dict[str, Any]],
+    setting: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "nll" in setting:  # random weights may gain by chance
+        true = module.compare
+        monkeypatch.setattr(
+            module, "compare", lambda *a, **k: Quality(**{**true(*a, **k).__dict__, "nll": 10.0, "reference_nll": 9.0})
+        )
+    with pytest.raises(ValidationFailed) as caught:
+        prove(setting)
+    message = str(caught.value)
+    assert expected in message
+    worst = message.split("relative squared error): ")[1].split(";")[0].split(", ")
+    assert len(worst) == 3
+    assert all(word.split(" (")[0].startswith("blocks.0.") for word in worst)
+    assert "--set 'skip=[NAME]'" in message
+    assert nothing_proved(output)
+
+
+@pytest.mark.parametrize("field", ["reference_nll", "nll", "agreement"])
+def test_nan_is_beyond_every_limit(
+    output: Path, prove: Callable[..., dict[str, Any]], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"tokens": 9, "reference_nll": 1.0, "nll": 1.0, "agreement": 1.0, field: float("nan")}
+    monkeypatch.setattr(module, "compare", lambda *a, **k: Quality(**values))
+    with pytest.raises(ValidationFailed, match="nan"):
+        prove()
+    assert nothing_proved(output)
+
+
+class Constant:
+    """Stands in for `ForcedModel`: differences as given, pass by pass."""
+
+    def __init__(self, differences: list[float]) -> None:
+        self.differences = iter(differences)
+
+    def compare(self, unused: object) -> Comparison:
+        return Comparison(largest=next(self.differences), place="somewhere")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_nan_of_one_pass_is_not_forgotten(place: int, model: Made) -> None:
+    """Wherever among the passes it comes."""
+    checkpoint = open_checkpoint(model("llada", layers=1))
+    session = open_transformer(load_model(checkpoint))
+    three = list(feeds.sweep(checkpoint.config, 0))[:3]
+
+    def check(differences: list[float]) -> PassCheck:
+        return check_passes(session, session, Constant(differences), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
+
+    differences = [1e-7, 3e-7, 2e-7]
+    assert check(differences).passed
+    assert check(differences).largest == 3e-7
+    differences[place] = float("nan")
+    assert not check(differences).passed
+
+
+def test_what_torch_and_onnx_runtime_decide_freely_must_agree(model: Made) -> None:
+    checkpoint = open_checkpoint(model("llada", layers=1))
+    exact, other = load_model(checkpoint), load_model(checkpoint)
+    other.head.weight.data[:40] *= -3.0
+    three = list(feeds.sweep(checkpoint.config, 0))[:6]
+    sessions = open_transformer(exact), open_transformer(other)
+    check = check_passes(*sessions, Constant([0.0] * 6), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
+    assert check.free_agreement < 0.98
+    assert not check.passed
+    with torch.no_grad():
+        other.head.weight.data[:] = float("nan")
+    check = check_passes(*sessions, Constant([0.0] * 6), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
+    assert check.not_finite > 0
+    assert not check.passed
+
+
+def test_the_command_publishes_nothing(output: Path, model: Made, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    """An export whose lowering writes one wrong scale: exit 5, one line, no bundle, and none by the next command."""
+
+    def wrong(job: stages.Job, stage: Any) -> list[str]:
+        stage.finish("wrong on purpose")
+        spoil(job.work.path / MODEL, "blocks.0.attn.o_proj.w_scale", lambda v: v.__imul__(np.float32(2)), np.float32)
+        return [MODEL, MODEL_DATA]
+
+    monkeypatch.setitem(stages.ROAD, "lower", wrong)
+    words = [str(output), "--model", str(model("llada", layers=1))]
+    recorded = output.with_name("recipe.yaml")
+    recorded.write_text(read_job(output)["recipe"])
+    assert main(["export", words[2], "-o", words[0], "--recipe", str(recorded), "--from", "lower"]) == 5
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("dllmc: ")]
+    assert len(errors) == 1
+    assert errors[0] == captured.err.splitlines()[-1]
+    assert "node blocks.0.attn.o_proj (DllmcInt4Linear) differs from its reference" in errors[0]
+    assert "nothing was published" in errors[0]
+    assert nothing_proved(output)
+    assert not (output.with_name("out.work") / "validate.done.json").exists()
+    assert main(["bundle", str(output)]) == 2
+    assert not output.exists()
+
+
+def test_a_proof_from_before_does_not_outlive_a_failure(output: Path, capsys: Out) -> None:
+    assert main(["validate", str(output)]) == 0
+    work = output.with_name("out.work")
+    assert (work / VALIDATION).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        values = {"tokens": 9, "reference_nll": 1.0, "nll": 1e9, "agreement": 1.0}
+        patch.setattr(module, "compare", lambda *a, **k: Quality(**values))
+        assert main(["validate", str(output)]) == 5
+    assert nothing_proved(output)
+    assert main(["bundle", str(output)]) == 2
