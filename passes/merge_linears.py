@@ -1,6 +1,6 @@
 """Merge linears that read the same input, so that it is quantised once and one GEMM serves them.
 
-    q = x Wq^T, k = x Wk^T, v = x Wv^T      ->  q, k, v = split(x [Wq; Wk; Wv]^T)
+    q = x Wq^T, k = x Wk^T, v = x Wv^T      ->  q, k, v = slices of x [Wq; Wk; Wv]^T
     silu(x Wg^T) * (x Wu^T)                 ->  y = x W^T; silu(y[..., 0::2]) * y[..., 1::2]
 
 Gate and up rows are interleaved (row 2i gate, 2i+1 up), the order in which the GEMM's SwiGLU epilogue wants them.
@@ -8,12 +8,13 @@ Per-channel and per-token quantisation are unchanged by merging.
 """
 
 from collections import defaultdict
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import add_attribute, attribute, calls, is_attribute, is_call, node_of, outputs, site_of
+from passes.graph import add_attribute, attribute, calls, is_attribute, is_call, node_of, site_of
 
 aten = torch.ops.aten
 
@@ -59,8 +60,12 @@ class MergeLinears:
         with graph.graph.inserting_before(linears[0]):
             merged = _merged_linear(graph, linears, interleave=False)
             sizes = [attribute(graph, node_of(linear.args[1])).shape[0] for linear in linears]
-            split = graph.graph.call_function(aten.split_with_sizes.default, (merged, sizes, -1))
-            parts = outputs(graph, split, len(linears))
+            ends = list(accumulate(sizes))
+            # Not one split: it becomes a sequence in ONNX, which TensorRT does not know.
+            parts = [
+                graph.graph.call_function(aten.slice.Tensor, (merged, -1, end - size, end))
+                for size, end in zip(sizes, ends, strict=True)
+            ]
         for linear, part in zip(linears, parts, strict=True):
             linear.replace_all_uses_with(part)
             graph.graph.erase_node(linear)

@@ -39,7 +39,9 @@ def rotary_angles(position_ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Te
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding to x [B, H, Q, C]."""
-    low, high = x.float().chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    # Not `chunk`: it becomes a sequence in ONNX, which TensorRT does not know.
+    low, high = x[..., :half].float(), x[..., half:].float()
     turned = torch.cat((-high, low), dim=-1)
     return (x.float() * cos + turned * sin).to(x.dtype)
 

@@ -74,6 +74,7 @@ def test_a_block_is_eight_of_our_nodes_and_attention(proto: onnx.ModelProto) -> 
     assert ours == [*BLOCK, *BLOCK, "DllmcQuantize", "DllmcHead"]
     floats = Counter(n.op_type for n in proto.graph.node)
     assert floats["MatMul"] == floats["Gemm"] == 0
+    assert not [op for op in floats if "Sequence" in op]  # TensorRT has no sequences
 
 
 def test_every_node_of_ours_says_all_about_itself(proto: onnx.ModelProto) -> None:
