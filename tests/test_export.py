@@ -126,10 +126,6 @@ def test_the_float_bundle_computes_what_transformers_computes(exported: Made) ->
 RUN = """
 import json, sys
 from pipeline.__main__ import main
-from pipeline.backends.backend import Feeds
-from pipeline.models.checkpoint import open_checkpoint
-from pipeline.quantize import Weights, write_weights
-from pipeline.recipe_file import read_resolved
 code = main(["run", sys.argv[1], "--prompt", "12+30=", "--json", "--threads", "1"])
 print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
