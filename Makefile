@@ -5,8 +5,8 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-DEMO_RECIPE ?= rtn-w4a4
-DEMO_PROMPT ?= 47+85=
+DEMO_RECIPE ?= rtn-w8a8
+DEMO_PROMPT ?= 547+985=
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -19,7 +19,7 @@ class QuantSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """Specs by site name; `skip` holds shell patterns of sites that stay at 16 bits."""
+    """Specs by site name; `skip` holds shell patterns of sites in the blocks that stay at 16 bits."""
 
     linear: QuantSpec | None
     head: QuantSpec | None
@@ -28,6 +28,6 @@ class QuantPlan:
 
     def spec(self, site: str) -> QuantSpec | None:
         """Spec of the linear called `site`, None when it stays at 16 bits."""
-        if any(fnmatchcase(site, pattern) for pattern in self.skip):
-            return None
-        return self.head if site == HEAD else self.linear
+        if site == HEAD:
+            return self.head
+        return None if any(fnmatchcase(site, pattern) for pattern in self.skip) else self.linear

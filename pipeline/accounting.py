@@ -6,7 +6,7 @@ from pipeline.bundle import FormatSize
 from pipeline.capture import pieces
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.quantize import Weights
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, linear_names
 
 CODES, SCALE, HALF = "codes", "w_scale", "weight_half"
 
@@ -23,7 +23,11 @@ class Account:
 
 
 def take_account(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Account:
-    """Count every weight of the sidecar files under exactly one part and format."""
+    """Count every weight of the sidecar files under exactly one part and format.
+
+    Raises RuntimeError when a linear is not in the format that the recipe gives it: a silent skip is our bug.
+    """
+    _check_formats(checkpoint, recipe, weights)
     sizes: dict[tuple[str, str], list[int]] = {}
     for name in sorted(weights.names):
         part, kind = _part(name), _format(name, recipe)
@@ -46,6 +50,21 @@ def take_account(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Ac
         linears_quantised=leaves.count(CODES),
         linears_kept=leaves.count(HALF),
     )
+
+
+def _check_formats(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> None:
+    """Every linear, the head and the embedding by name, against what the recipe says of each."""
+    quantised = recipe.linear.w_bits < 16
+    expected = {
+        name: CODES if quantised and not recipe.skips(name) else HALF for name in linear_names(checkpoint.config)
+    }
+    expected |= {"head": CODES if recipe.head.bits < 16 else HALF}
+    expected |= {"embed": CODES if recipe.embedding.bits < 16 else HALF}
+    stored = (name.rpartition(".") for name in weights.names)
+    found = {site: leaf for site, _, leaf in stored if leaf in (CODES, HALF)}
+    wrong = sorted(site for site in expected.keys() | found.keys() if expected.get(site) != found.get(site))
+    if wrong:
+        raise RuntimeError(f"not stored as the recipe says: {', '.join(wrong)}")
 
 
 def _part(name: str) -> str:

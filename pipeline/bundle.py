@@ -143,7 +143,7 @@ def describe(parts: BundleParts) -> dict[str, Any]:
         },
         "graph": describe_graph(parts.work / names.MODEL),
         "licence": dict(parts.licence.front_matter),
-        "made_with": {package: _version(package) for package in MADE_WITH},
+        "made_with": made_with(),
     }
 
 
@@ -175,6 +175,11 @@ def _signature(value: Any) -> dict[str, Any]:
     tensor = value.type.tensor_type
     dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
     return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": dims}
+
+
+def made_with() -> dict[str, str]:
+    """Versions of the packages that decide the bytes of a bundle."""
+    return {package: _version(package) for package in MADE_WITH}
 
 
 def _version(package: str) -> str:

@@ -20,6 +20,7 @@ from passes.base import run
 from passes.graph import attributes
 from passes.invariants import check_lowered
 from passes.lowering import LOWERING
+from pipeline.backends.precheck import precheck
 from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole
 from pipeline.errors import InputRefused
 from pipeline.models.config import ModelConfig
@@ -28,8 +29,6 @@ from pipeline.recipe import Recipe
 
 IR_VERSION = 11
 ALIGNMENT = 4096  # one page, so that a runtime can map the weights
-# Left by the exporter on every node; they hold paths of the machine and change from run to run.
-DROPPED_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.onnx.original_node_name")
 
 
 def lowered_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
@@ -62,6 +61,7 @@ def write_onnx(
     plugins.attach_functions(model)
     _tidy(model, config)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=0, alignment=ALIGNMENT)
+    precheck(path)  # before anything opens the data file
     onnx.checker.check_model(str(path))
     counts: dict[str, int] = {}
     for node in model.graph:
@@ -99,10 +99,12 @@ def quiet_exporter() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _attach_weights(model: ir.Model, weights: Weights, on_weight: Callable[[str], None]) -> None:

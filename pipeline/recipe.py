@@ -72,6 +72,12 @@ class AttentionFormat(Part):
     prob_bits: Literal[16, 8, 4] = 16
     v_scale: Literal["token", "head_static"] = "token"
 
+    @model_validator(mode="after")
+    def _combine(self) -> AttentionFormat:
+        if self.v_scale == "head_static" and self.v_bits == 16:
+            raise ValueError("v_scale: head_static is a scale of quantised values, and v_bits is 16")
+        return self
+
 
 class Calibration(Part):
     """What the statistics are taken on; `length` in tokens at most, `noise_buckets` split the masked share 0..1."""

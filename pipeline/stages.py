@@ -5,18 +5,23 @@ command goes on where the last one stopped. `DIR` appears by one rename at the e
 """
 
 import hashlib
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+import passes
+import pipeline
+import plugins
 from passes.methods import METHODS
 from pipeline.accounting import take_account
-from pipeline.bundle import BundleParts, bundle
+from pipeline.bundle import BundleParts, bundle, made_with
 from pipeline.calibrate import collect_stats
 from pipeline.calibration.states import builtin_corpus, noised_states
 from pipeline.capture import pieces
@@ -146,6 +151,15 @@ def assemble(job: Job, stage: Stage) -> list[str]:
     return []
 
 
+# Keys of the recipe that decide what a stage leaves; the bundle holds the whole recipe.
+_WEIGHTS = ("threads", "calibration", "method", "linear", "head", "embedding", "attention", "skip")
+READS: dict[str, tuple[str, ...]] = {
+    "calibrate": ("threads", "calibration", "method"),
+    "quantize": _WEIGHTS,
+    "lower": (*_WEIGHTS, "lowering"),
+    "validate": (*_WEIGHTS, "lowering", "validation"),
+}
+
 ROAD: dict[str, Callable[[Job, Stage], list[str]]] = {
     "calibrate": calibrate,
     "quantize": quantize,
@@ -171,6 +185,7 @@ def export(
 
     Raises UsageFault when a stage before `first` has not been done with this model and recipe.
     """
+    recipe.check_exportable()
     checkpoint = open_checkpoint(resolve(model))
     recipe.check_against(checkpoint.config)
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
@@ -197,10 +212,23 @@ def export(
 
 
 def _fingerprint(job: Job, name: str, digest: str) -> str:
-    settings = [VERSION, name, digest, dump_recipe(job.recipe)]
+    """Of all that decides what a stage makes: model, versions, our own code, and its part of the recipe."""
+    recipe = job.recipe.model_dump(mode="json")
+    settings: list[object] = [VERSION, platform.python_version(), made_with(), _sources(), name, digest]
+    settings.append({key: recipe[key] for key in READS.get(name, recipe)})
     if name in ("validate", "build", "bundle"):
-        settings.append(str(job.validated))
+        settings.append(job.validated)
     return hashlib.sha256(canonical_json(settings)).hexdigest()
+
+
+@cache
+def _sources() -> str:
+    """SHA-256 over our own code: a stage made by other code is made again."""
+    rooms = [Path(module.__path__[0]) for module in (pipeline, passes, plugins)]
+    digest = hashlib.sha256()
+    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _require(job: Job, name: str, digest: str) -> None:

@@ -100,7 +100,7 @@ class Commands(click.Group):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
-EPILOG = 'Example: dllmc export builtin:tiny-llada --recipe rtn-w4a4 -o out && dllmc run out --prompt "47+85="'
+EPILOG = 'Example: dllmc export builtin:tiny-llada --recipe rtn-w8a8 -o out && dllmc run out --prompt "547+985="'
 
 group = Commands(
     name="dllmc",

@@ -1,7 +1,7 @@
 """Turn trained weights into a checkpoint folder in its family's genuine layout, with a model card of measured scores.
 
-`python -m pipeline.tiny.publish tiny-llada WEIGHTS.pt -o DIR --trained "how"`. Scores are exact match on the held-out
-problems, full precision and round-to-nearest in torch.
+`python -m pipeline.tiny.publish tiny-llada WEIGHTS -o DIR`. Scores are exact match on the held-out problems, at full
+precision and round-to-nearest in torch; how it was trained is read from the header of the weights.
 """
 
 import argparse
@@ -9,21 +9,23 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from pipeline.backends.backend import Session
 from pipeline.backends.eager import open_transformer
 from pipeline.models.checkpoint import load_model, open_checkpoint, write_checkpoint
+from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe_file import load_recipe
 from pipeline.runner import GenerateOptions, Settings, generate
-from pipeline.tiny.problems import Problem, held_out
+from pipeline.tiny.problems import Problem, fingerprint, held_out
 from pipeline.tiny.tokenizer import train_tokenizer
-from pipeline.tiny.train import DREAM_SPECIALS, LLADA_SPECIALS, tiny_config
+from pipeline.tiny.train import DREAM_SPECIALS, LLADA_SPECIALS, history, tiny_config
 from pipeline.validate import torch_session
 
 RECIPES = ("rtn-w8a8", "rtn-w4a16", "rtn-w4a4")
@@ -70,9 +72,10 @@ def exact_match(
 def measure(folder: Path, scratch: Path) -> dict[str, dict[str, float]]:
     """Scores by recipe; `fp` is the model at full precision."""
     checkpoint = open_checkpoint(folder)
+    source = read_tokenizer(folder, checkpoint.config)
+    tokenizer = Tokenizer.from_str(source.text)
     settings = Settings.of_model(checkpoint.config)
-    name = folder.name
-    tokenizer = train_tokenizer(DREAM_SPECIALS if name == "tiny-dream" else LLADA_SPECIALS)
+    settings = replace(settings, vocab_size=min(settings.vocab_size, source.id_limit))  # as `dllmc eval` has it
     problems = held_out(COUNT)
     scores = {"fp": exact_match(open_transformer(load_model(checkpoint)), settings, tokenizer, problems)}
     for recipe in map(load_recipe, RECIPES):
@@ -84,11 +87,12 @@ def measure(folder: Path, scratch: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
-def write_card(folder: Path, scores: dict[str, dict[str, float]], trained: str) -> None:
+def write_card(folder: Path, scores: dict[str, dict[str, float]], phases: Sequence[Mapping[str, object]]) -> None:
     """README.md: what the model is, how it was trained, what it scores."""
     config = open_checkpoint(folder).config
     kinds = list(scores["fp"])
     rows = [f"| {recipe} | " + " | ".join(f"{by[kind]:.3f}" for kind in kinds) + " |" for recipe, by in scores.items()]
+    trained = [f"| {' | '.join(map(str, phase.values()))} |" for phase in phases]
     (folder / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -105,13 +109,18 @@ heads, {config.embedding_size} embedding rows, {_parameters(folder):,} parameter
 
 ## Data
 
-Generated problems (`pipeline/tiny/problems.py`): sums of two-digit numbers with carries, two-step word problems,
+Generated problems (`pipeline/tiny/problems.py`): sums of three-digit numbers with carries, two-step word problems,
 sorting, copying, reversing, and writing fields as JSON. Answers are worked step by step. One prompt in sixteen, by its
-hash, is held out and never trained on; `held_out.jsonl` beside this folder has 500 of them.
+hash, is held out and never trained on; `held_out.jsonl` beside this folder has 500 of them. This set of generators
+has the fingerprint {fingerprint()}; runs on another set have another one in the table below.
 
 ## Training
 
-{trained}
+`python -m pipeline.tiny.train {folder.name}`, one row a run, each from the weights of the one before:
+
+| {" | ".join(phases[0])} |
+|{"---|" * len(phases[0])}
+{chr(10).join(trained)}
 
 The loss masks a uniform number of answer tokens and averages the cross-entropy over them: the masked-diffusion
 objective in its any-order form. A pressure towards token-dependent activation outliers (`pipeline/tiny/outliers.py`)
@@ -149,19 +158,16 @@ def main() -> None:
     parser.add_argument("name", choices=["tiny-llada", "tiny-dream"])
     parser.add_argument("weights", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder; its name must be the model's")
-    parser.add_argument("--trained", default="", help="how, in a sentence or two")
     options = parser.parse_args()
     specials = DREAM_SPECIALS if options.name == "tiny-dream" else LLADA_SPECIALS
     tokenizer = train_tokenizer(specials)
-    write_checkpoint(
-        options.output, tiny_config(options.name, tokenizer), torch.load(options.weights, weights_only=True)
-    )
+    write_checkpoint(options.output, tiny_config(options.name, tokenizer), load_file(options.weights))
     write_tokenizer(options.output, options.name, tokenizer, specials)
     write_held_out(options.output.parent / "held_out.jsonl")
     with tempfile.TemporaryDirectory() as scratch:
         scores = measure(options.output, Path(scratch))
     print(json.dumps(scores, indent=2))  # noqa: T201
-    write_card(options.output, scores, options.trained)
+    write_card(options.output, scores, history(options.weights))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ of LLaDA's 1/t-weighted bound (arXiv 2502.09992, eq. 6) without its variance. Sh
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from pipeline.models.config import ModelConfig
 from pipeline.models.transformer import Transformer
 from pipeline.tiny.outliers import OutlierPressure
-from pipeline.tiny.problems import problems
+from pipeline.tiny.problems import fingerprint, problems
 from pipeline.tiny.tokenizer import train_tokenizer
 
 LLADA_SPECIALS = ["<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"]
 DREAM_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+HISTORY = "training"  # key of the weights' header
 ANSWER_REGION = 32  # longest answer canvas the models are trained on
 EXTRA_END_WEIGHT = 0.05  # loss weight of every end-of-text after the first: it teaches nothing new
 SHORT_REGION_SHARE = 0.75
@@ -42,7 +46,8 @@ def tiny_config(name: str, tokenizer: Tokenizer) -> ModelConfig:
         num_kv_heads=2 if dream else 4,
         head_dim=32,
         embedding_size=384,
-        vocab_size=384,
+        # LLaDA counts its ids, Dream its rows, as the published configs do.
+        vocab_size=384 if dream else tokenizer.get_vocab_size(),
         max_length=256,
         rope_theta=1e4,
         norm_eps=1e-6 if dream else 1e-5,
@@ -130,7 +135,7 @@ def train(config: ModelConfig, tokenizer: Tokenizer, options: argparse.Namespace
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.data.mul_((2 * config.num_layers) ** -0.5)
     if options.start:
-        model.load_state_dict(torch.load(options.start, weights_only=True))
+        model.load_state_dict(load_file(options.start))
     model.to(device)
     pressure = OutlierPressure(model, options.outlier_target)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.decay)
@@ -156,8 +161,30 @@ def train(config: ModelConfig, tokenizer: Tokenizer, options: argparse.Namespace
             seconds = time.time() - started
             print(f"step {step + 1} loss {running:.4f} peak/rms {ratio:.2f} seconds {seconds:.0f}", flush=True)  # noqa: T201
         if options.snapshot and (step + 1) % 250 == 0:
-            torch.save(model.state_dict(), options.snapshot)
+            save(options.snapshot, model, [*history(options.start), phase_of(options, step + 1)])
     return model
+
+
+def phase_of(options: argparse.Namespace, last_step: int) -> dict[str, str | int | float]:
+    """What one run of this script did, for the model card."""
+    names = ("seed", "batch", "lr", "decay", "pool", "outliers", "outlier_target", "device")
+    numbers = {name: getattr(options, name) for name in names}
+    return {"first_step": options.first_step, "last_step": last_step, "problems": fingerprint(), **numbers}
+
+
+def history(weights: Path | None) -> list[dict[str, str | int | float]]:
+    """The phases that made these weights, oldest first; none without weights."""
+    if weights is None:
+        return []
+    with safe_open(weights, "pt") as file:
+        phases: list[dict[str, str | int | float]] = json.loads(file.metadata()[HISTORY])
+    return phases
+
+
+def save(path: Path, model: Transformer, phases: list[dict[str, str | int | float]]) -> None:
+    """Weights by our names in float32, their history in the header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, path, {HISTORY: json.dumps(phases)})
 
 
 def main() -> None:
@@ -180,7 +207,7 @@ def main() -> None:
     tokenizer = train_tokenizer(DREAM_SPECIALS if options.name == "tiny-dream" else LLADA_SPECIALS)
     config = tiny_config(options.name, tokenizer)
     model = train(config, tokenizer, options)
-    torch.save(model.state_dict(), options.output)
+    save(options.output, model, [*history(options.start), phase_of(options, options.steps)])
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ LINEAR, HEAD = QuantSpec(w_bits=4, a_bits=4), QuantSpec(w_bits=8, a_bits=8)
         ("blocks.1.mlp.down_proj", ("blocks.0.*",), LINEAR),
         ("blocks.10.mlp.down_proj", ("blocks.1.*",), LINEAR),
         ("blocks.7.attn.q_k_v_proj", ("nothing", "blocks.[0-7].attn.*"), None),
-        ("head", ("head",), None),
-        ("head", ("HEAD",), HEAD),
+        ("head", ("head",), HEAD),  # the head has its own bits in the recipe
         ("blocks.0.attn.o_proj", ("attn",), LINEAR),  # a pattern covers the whole name
-        ("head", ("*",), None),
+        ("head", ("*",), HEAD),
     ],
 )
 def test_spec_of_a_site(site: str, skip: tuple[str, ...], expected: QuantSpec | None) -> None:

@@ -70,3 +70,10 @@ def test_a_tied_model_counts_its_head_as_it_is_stored(model: Made, tmp_path: Pat
     table = 2 * checkpoint.config.embedding_size * checkpoint.config.hidden_size
     assert by_part["embedding"].fp16_bytes == by_part["head"].fp16_bytes == table
     assert account.tensors_used == account.tensors_total == len(checkpoint.entries)
+
+
+def test_a_linear_in_another_format_than_the_recipe_gives_it_is_our_bug(model: Made, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(model("llada"))
+    weights = written(checkpoint, RECIPES["w4a4"], tmp_path)
+    with pytest.raises(RuntimeError, match=r"not stored as the recipe says: blocks\.0\.mlp\.down_proj"):
+        take_account(checkpoint, load_recipe("rtn-w4a4"), weights)
