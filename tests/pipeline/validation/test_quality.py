@@ -73,7 +73,7 @@ def test_only_rows_that_count_are_counted() -> None:
     other = logits.clone()
     other[0, 0] = 0.0
     other[0, 0, 7] = 5.0  # parts from the reference
-    other[1, 1, 7] = 50.0  # so does this row, which does not count
+    other[1, 1, 3] = 50.0  # agrees and is surer, but does not count
     batch = scored([[3, 3], [3, 3]], [[True, True], [True, False]])
     quality = compare(Fixed(logits), Fixed(other), [batch, batch], V)
     sure, wrong = (-torch.log_softmax(logits[0, 0].double(), -1)[i].item() for i in (3, 7))
