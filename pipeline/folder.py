@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EnvironmentFault, UsageFault, WillNotFit
+from pipeline.errors import DllmcError, EnvironmentFault, InputRefused, UsageFault, WillNotFit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,6 +35,7 @@ VALIDATION = "validation.json"
 MODEL_CARD = "MODEL_CARD.md"
 GOLDEN = "golden"
 LICENSES = "LICENSES"
+LOCK = "lock"  # in a work folder; a folder without it is not ours to remove
 
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
@@ -42,14 +43,46 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
-def os_faults(what: str) -> Iterator[None]:
-    """Turn an OSError into WillNotFit (disk full) or EnvironmentFault; `what` is the act that failed."""
+def os_faults(what: str, *, reads: Path | None = None, writes: Path | None = None) -> Iterator[None]:
+    """Turn an OSError into WillNotFit (disk full) or EnvironmentFault; `what` is the act that failed.
+
+    With `reads` and `writes`, a file inside the first cannot be read (InputRefused), and `what` is said only of one
+    inside the second.
+    """
     try:
         yield
     except OSError as fault:
+        why = fault.strerror or str(fault)
         if fault.errno in NO_SPACE:
-            raise WillNotFit(f"{what}: the disk is full ({fault.strerror}); free some space and repeat") from fault
-        raise EnvironmentFault(f"{what}: {fault.strerror or fault}; choose another place with -o DIR") from fault
+            raise WillNotFit(f"{what}: the disk is full ({why}); free some space and repeat") from fault
+        if reads is not None and _concerns(fault, reads):
+            raise InputRefused(
+                f"{fault.filename or reads} cannot be read: {why}; check that the folder is whole and still there"
+            ) from fault
+        if writes is not None and not _concerns(fault, writes):
+            where = f"{fault.filename} cannot be used" if fault.filename else f"{what}, or read what it needs"
+            raise EnvironmentFault(f"{where}: {why}; check disk and permissions, and repeat") from fault
+        raise EnvironmentFault(f"{what}: {why}; choose another place with -o DIR") from fault
+
+
+def _concerns(fault: OSError, folder: Path) -> bool:
+    """Whether the fault names a file in the folder; libraries in Rust name it in the text alone."""
+    inside = os.path.join(os.path.abspath(folder), "")
+    if isinstance(fault.filename, str | bytes | os.PathLike):
+        return os.path.join(os.path.abspath(os.fsdecode(fault.filename)), "").startswith(inside)
+    return inside in str(fault) or os.path.join(folder, "") in str(fault)
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote, `~` expanded; raises InputRefused where no file system could have it."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as fault:
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        why = fault.strerror if isinstance(fault, OSError) else fault
+        raise InputRefused(f"{shown!r} cannot be opened: {why}; expected the path of a folder") from fault
+    return path
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,12 +134,14 @@ def canonical_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def hash_file(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal; `on_bytes` gets the size of each part that was read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
     return digest.hexdigest()
 
 
@@ -151,30 +186,63 @@ class WorkFolder:
 
     Use as a context manager. Entering it is the dry write that finds an unwritable place before any work begins;
     leaving it with an error removes it when no stage was finished.
-    Raises UsageFault when `DIR` exists (unless `force`) or another run holds the folder.
+    Raises UsageFault when `DIR` exists (under `force`: and is no bundle), lies in, holds or is the folder `model`, when
+    `DIR.work` is not ours, and when another run holds it.
     """
 
-    def __init__(self, output: Path, *, force: bool = False) -> None:
+    def __init__(self, output: Path, *, force: bool = False, model: Path | None = None) -> None:
         self.output = Path(os.path.abspath(output))
+        self.force = force
         if not self.output.name:
             raise UsageFault(f"{output} cannot be an output folder; pass another with -o DIR")
         self.path = self.output.with_name(self.output.name + ".work")
         self.bundle = self.path / "bundle"
-        if os.path.lexists(self.output) and not force:
-            raise UsageFault(f"{output} exists; pass --force to replace it, or another folder with -o DIR")
-        if self.output.exists() and not self.output.is_dir():
-            raise UsageFault(f"{output} is not a folder, so --force does not replace it; pass another with -o DIR")
+        if model is not None:
+            self._check_apart(model)
+        self._check_output()
+
+    def _check_apart(self, model: Path) -> None:
+        source = Path(os.path.realpath(model))
+        for place in (Path(os.path.realpath(self.output)), Path(os.path.realpath(self.path))):
+            if place == source or place in source.parents or source in place.parents:
+                raise UsageFault(
+                    f"{self.output} is, holds or lies in the model folder {model}, where nothing is written; "
+                    "pass a folder apart from it with -o DIR"
+                )
+
+    def _check_output(self) -> None:
+        """UsageFault unless `DIR` is free, or may be replaced: nothing but an empty folder or a bundle ever is."""
+        if not os.path.lexists(self.output):
+            return
+        if not self.force:
+            raise UsageFault(f"{self.output} exists; pass --force to replace it, or another folder with -o DIR")
+        kept = "so --force does not replace it; pass another with -o DIR"
         if self.output.is_symlink():
-            raise UsageFault(f"{output} is a link, so --force does not replace it; pass the folder itself with -o DIR")
+            raise UsageFault(f"{self.output} is a link, {kept} (or the folder itself)")
+        if not self.output.is_dir():
+            raise UsageFault(f"{self.output} is not a folder, {kept}")
+        from pipeline.manifest import list_files, read_manifest  # which stands on this module
+
+        try:
+            if not any(self.output.iterdir()):
+                return
+            named = {entry.path for entry in read_manifest(self.output).files}
+            others = [name for name in list_files(self.output) if name not in named]
+        except (DllmcError, OSError) as fault:
+            raise UsageFault(f"{self.output} is not empty and no bundle of ours ({fault}), {kept}") from fault
+        if others:
+            raise UsageFault(f"{self.output} holds {others[0]}, which is no part of its bundle, {kept}")
 
     def __enter__(self) -> Self:
         with os_faults(f"cannot write beside {self.output}"):
+            self._check_ours()
             make_folder(self.path)
             self._lock = self._take_lock()
             try:
                 write_bytes(self.path / "probe", b"dry write")
                 (self.path / "probe").unlink()
                 self._restore()
+                self._check_output()
             except BaseException:
                 self._leave(failed=True)
                 raise
@@ -184,14 +252,39 @@ class WorkFolder:
         self._leave(failed=kind is not None)
 
     def _leave(self, *, failed: bool) -> None:
-        os.close(self._lock)
-        if failed and not any(self.path.glob("*.done.json")):
-            shutil.rmtree(self.path, ignore_errors=True)  # nothing to resume from
+        try:
+            if failed and not any(self.path.glob("*.done.json")):
+                self._remove()  # nothing to resume from
+        except OSError:
+            pass  # what led here says more
+        finally:
+            os.close(self._lock)
+
+    def _check_ours(self) -> None:
+        """UsageFault where something else has the work folder's name."""
+        if not os.path.lexists(self.path):
+            return
+        plain = self.path.is_dir() and not self.path.is_symlink()
+        if not plain or (any(self.path.iterdir()) and not (self.path / LOCK).is_file()):
+            raise UsageFault(
+                f"{self.path} is not a work folder of dllmc, and an export to {self.output} would use that name; "
+                "move it away, or pass another folder with -o DIR"
+            )
+
+    def _remove(self) -> None:
+        """Remove the work folder, its lock last: what a kill leaves is known by it."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        (self.path / LOCK).unlink()
+        self.path.rmdir()
 
     def _take_lock(self) -> int:
         import fcntl
 
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, FILE_MODE)
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
@@ -235,6 +328,8 @@ class WorkFolder:
         with os_faults(f"cannot publish {self.output}"):
             sync_tree(self.bundle)
             with uninterrupted():
+                self._check_output()
+                self._drop_second_names()
                 replaced = self.path / "replaced"
                 if self.output.exists():
                     self.output.rename(replaced)
@@ -245,8 +340,20 @@ class WorkFolder:
                         replaced.rename(self.output)
                     raise
                 sync_folder(self.output.parent)
-                shutil.rmtree(self.path)
+                self._remove()
         return self.output
+
+    def _drop_second_names(self) -> None:
+        """Leave each file of the bundle one name: after a kill in `_remove` nobody would open one that has two."""
+        touched = set()
+        for level, _, files in os.walk(self.bundle):
+            for path in (Path(level, name) for name in files):
+                twin = self.path / path.relative_to(self.bundle)
+                if twin.exists() and twin.samefile(path):
+                    twin.unlink()
+                    touched.add(twin.parent)
+        for folder in touched:
+            sync_folder(folder)
 
 
 def read_job(output: Path) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from pipeline.calibration.states import builtin_corpus, noised_states
 from pipeline.capture import pieces
 from pipeline.errors import UsageFault
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, canonical_json, os_faults
-from pipeline.licence import read_licence
+from pipeline.licence import Licence, read_licence
 from pipeline.lower import write_onnx
 from pipeline.models import resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
@@ -53,6 +53,7 @@ class Job:
     recipe: Recipe
     work: WorkFolder
     validated: bool
+    licence: Licence
 
 
 def calibrate(job: Job, stage: Stage) -> list[str]:
@@ -139,7 +140,7 @@ def assemble(job: Job, stage: Stage) -> list[str]:
         linears_kept=account.linears_kept,
         linears_total=account.linears_quantised + account.linears_kept,
         validated=job.validated,
-        licence=read_licence(job.checkpoint.folder),
+        licence=job.licence,
     )
     manifest = bundle(parts, job.work.bundle)
     size, fp16 = (sum(getattr(row, key) for row in account.formats) for key in ("size_bytes", "fp16_bytes"))
@@ -190,13 +191,20 @@ def export(
     recipe.check_against(checkpoint.config)
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
     torch.set_num_threads(recipe.threads)
-    work = WorkFolder(output, force=force)
+    licence = read_licence(checkpoint.folder)
+    work = WorkFolder(output, force=force, model=checkpoint.folder)
     report.begin(f"dllmc {VERSION}  export {model} -> {output}   recipe {recipe.name}", STAGES)
     with work:
         # Left by a crash before publication; it shares files with the work folder, and a shared file is refused.
         shutil.rmtree(work.bundle, ignore_errors=True)
         job = Job(
-            source=model, checkpoint=checkpoint, tokenizer=tokenizer, recipe=recipe, work=work, validated=validate
+            source=model,
+            checkpoint=checkpoint,
+            tokenizer=tokenizer,
+            recipe=recipe,
+            work=work,
+            validated=validate,
+            licence=licence,
         )
         start, stop = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
         digest = _digest(checkpoint)
@@ -244,7 +252,8 @@ def _run(job: Job, name: str, digest: str, report: Progress) -> None:
     if job.work.is_done(name, fingerprint):
         report.note(f"{name}: done before, reused")
         return
-    with report.stage(name) as stage, os_faults(f"cannot write in {job.work.path}"):
+    model, work = job.checkpoint.folder, job.work.path
+    with report.stage(name) as stage, os_faults(f"cannot write in {work}", reads=model, writes=work):
         files = ROAD[name](job, stage)
     if name != "bundle":  # what it leaves is the published folder
         job.work.mark_done(name, fingerprint, files)
