@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,7 +54,8 @@ def os_faults(what: str, *, reads: Path | None = None, writes: Path | None = Non
         yield
     except OSError as fault:
         why = fault.strerror or str(fault)
-        if fault.errno in NO_SPACE:
+        # numpy tells of a short write in words, without a number.
+        if fault.errno in NO_SPACE or (fault.errno is None and re.fullmatch(r"\d+ requested and \d+ written", why)):
             raise WillNotFit(f"{what}: the disk is full ({why}); free some space and repeat") from fault
         if reads is not None and _concerns(fault, reads):
             raise InputRefused(

@@ -79,6 +79,7 @@ def test_faults_of_the_file_system_have_their_codes(code: int, expected: type[Ex
         (OSError(errno.EIO, "Input/output error", "{model}s/a"), EnvironmentFault, "models/a cannot be used"),
         (OSError(errno.EIO, "Input/output error"), EnvironmentFault, "cannot write x, or read what it needs: Input"),
         (OSError(errno.ENOSPC, "No space left", "{work}/a"), WillNotFit, "cannot write x: the disk is full"),
+        (OSError("22528 requested and 16368 written"), WillNotFit, "cannot write x: the disk is full"),  # numpy
     ],
 )
 def test_a_file_that_cannot_be_read_is_not_one_that_cannot_be_written(
