@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UsageFault
+from pipeline.models.links import check_link
 from pipeline.recipe_file import parse_yaml
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Licence:
 
 
 def read_licence(folder: Path) -> Licence:
-    """The licence of a checkpoint folder; empty where it states none."""
+    """The licence of a checkpoint folder; empty where it states none. Raises InputRefused for a link out of it."""
     # A bundle must unpack on a file system that does not tell cases apart.
     paths = {path.name.casefold(): path for path in sorted(folder.iterdir(), reverse=True)}
     chosen = [path for path in paths.values() if FILE_NAME.fullmatch(path.name) and path.is_file()]
@@ -38,6 +39,7 @@ def read_licence(folder: Path) -> Licence:
 
 
 def _read(path: Path) -> bytes | None:
+    check_link(path)
     with path.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

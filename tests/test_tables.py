@@ -42,7 +42,8 @@ def test_every_backend_is_in_its_table() -> None:
 
 
 def test_every_family_is_in_its_table() -> None:
-    infrastructure = {"checkpoint", "config", "family", "fields", "json_file", "shards", "tokenizer", "transformer"}
+    infrastructure = {"checkpoint", "config", "family", "fields", "json_file", "links"}
+    infrastructure |= {"shards", "tokenizer", "transformer"}
     assert set(pipeline.models.FAMILIES) == modules_of(pipeline.models, but=infrastructure)
     assert all(family.name == name for name, family in pipeline.models.FAMILIES.items())
 

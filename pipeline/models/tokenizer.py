@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from pipeline.errors import EnvironmentFault, InputRefused
 from pipeline.models.config import ModelConfig
 from pipeline.models.json_file import read_json, read_text
+from pipeline.models.links import check_link
 
 QWEN2_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -205,8 +206,10 @@ def _token(folder: Path, what: str, value: object, *, special: bool = False) -> 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The Jinja text, never run here: chat_template.jinja, or the (default) template in tokenizer_config.json."""
-    if (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        check_link(path)  # any text passes for a template
+        return read_text(path)
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
