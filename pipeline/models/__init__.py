@@ -7,6 +7,7 @@ import difflib
 from pathlib import Path
 
 from pipeline.errors import InputRefused
+from pipeline.folder import user_path
 from pipeline.models.dream import DREAM
 from pipeline.models.family import ModelFamily
 from pipeline.models.llada import LLADA
@@ -30,7 +31,7 @@ def resolve(model: str) -> Path:
                 "(`dllmc models` lists them)"
             )
         return BUILTIN[name]
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise InputRefused(

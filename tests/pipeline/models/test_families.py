@@ -236,3 +236,6 @@ def test_resolve_names_what_there_is(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputRefused, match="found a file, expected a folder"):
         resolve(str(tmp_path / "file"))
+    for name in ("~nobody_of_this_name/x", "a" * 300):
+        with pytest.raises(InputRefused, match="cannot be opened"):
+            resolve(name)
