@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputRefused, UsageFault
-from pipeline.folder import MANIFEST
+from pipeline.folder import MANIFEST, user_path
 from pipeline.runner import GenerateOptions, Runner, Settings, Step, TextModel, generate
 from pipeline.runner.loop import checked_prompt
 
@@ -69,11 +70,16 @@ def _is_unicode(text: str) -> bool:
     return not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
 
 
-def open_model(model: str, *, threads: int | None = None) -> TextModel:
-    """A bundle in ONNX Runtime, or a checkpoint folder (or `builtin:` name) at full precision in torch."""
-    folder = Path(model).expanduser()
-    if (folder / MANIFEST).exists():
-        return Runner(folder, threads=threads)
+def open_model(
+    model: str, *, threads: int | None = None, on_bytes: Callable[[int, int], None] | None = None
+) -> TextModel:
+    """A bundle in ONNX Runtime, or a checkpoint folder (or `builtin:` name) at full precision in torch.
+
+    `on_bytes` gets the bytes of a bundle that were checked and are to check.
+    """
+    folder = user_path(model)
+    if os.path.exists(folder / MANIFEST):
+        return Runner(folder, threads=threads, on_bytes=on_bytes)
     from dataclasses import replace
 
     import torch

@@ -1,7 +1,7 @@
 """manifest.json: what a bundle is, and the size and SHA-256 of every file in it. Standard library only.
 
-It is written last. `checksum` covers the manifest itself and `identity` the files that carry no time or host facts:
-two exports of one recipe on one kind of machine have one identity, `sha256sum FILES | sha256sum` with sorted names.
+It is written last. `checksum` covers the manifest itself and `identity` the files that say what the bundle computes: two
+exports of one recipe on one kind of machine have one identity, `sha256sum FILES | sha256sum` with sorted names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from pipeline.folder import MANIFEST, MODEL_CARD, VALIDATION, canonical_json, ha
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 << 20
-OUTSIDE_IDENTITY = frozenset({VALIDATION, MODEL_CARD})  # both tell how long things took
+# Both report floats measured on the machine of the export, whose last digits depend on its kind; the golden records,
+# measured too, count: they are what every device must compute.
+OUTSIDE_IDENTITY = frozenset({VALIDATION, MODEL_CARD})
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ def build_manifest(folder: Path, facts: Mapping[str, Any]) -> tuple[Manifest, by
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle. Raises InputRefused (no bundle, foreign form) and HashMismatch (damaged manifest)."""
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputRefused(f"{folder} is not a folder; expected a bundle that `dllmc export` made")
-    if not path.is_file() or path.is_symlink():
-        raise InputRefused(f"{folder} holds no {MANIFEST}; expected a bundle that `dllmc export` made")
     try:
+        if not folder.is_dir():
+            raise InputRefused(f"{folder} is not a folder; expected a bundle that `dllmc export` made")
+        if not path.is_file() or path.is_symlink():
+            raise InputRefused(f"{folder} holds no {MANIFEST}; expected a bundle that `dllmc export` made")
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as fault:
@@ -158,8 +160,8 @@ def _check_entries(manifest: Path, files: Iterable[FileEntry]) -> None:
         seen.add(folded)
 
 
-def verify(folder: Path) -> Manifest:
-    """The manifest, after every file was found to be what it names.
+def verify(folder: Path, *, on_bytes: Callable[[int, int], None] | None = None) -> Manifest:
+    """The manifest, after every file was found to be what it names; `on_bytes` gets bytes read and to read.
 
     Raises HashMismatch naming changed, missing and extra files, InputRefused when this is no bundle.
     """
@@ -168,19 +170,27 @@ def verify(folder: Path) -> Manifest:
     expected = {entry.path: entry for entry in manifest.files}
     faults = [f"{name} is missing" for name in expected if name not in present]
     faults += [f"{name} is extra" for name in present if name not in expected]
-    faults += [fault for name in present if name in expected for fault in _compare(folder, expected[name])]
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if on_bytes is not None:
+            on_bytes(done, manifest.size_bytes)
+
+    faults += [fault for name in present if name in expected for fault in _compare(folder, expected[name], count)]
     if faults:
         raise HashMismatch(f"{folder} is not the bundle that was made: {'; '.join(faults)}; copy or export it again")
     return manifest
 
 
-def _compare(folder: Path, entry: FileEntry) -> list[str]:
+def _compare(folder: Path, entry: FileEntry, count: Callable[[int], None]) -> list[str]:
     path = folder / entry.path
     try:
         size = path.stat().st_size
         if size != entry.size_bytes:
             return [f"{entry.path} has {size} bytes, expected {entry.size_bytes}"]
-        found = hash_file(path)
+        found = hash_file(path, on_bytes=count)
     except OSError as fault:
         raise InputRefused(f"{path} cannot be read: {fault.strerror}") from fault
     return (

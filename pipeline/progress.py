@@ -34,8 +34,8 @@ def clock_text(seconds: float) -> str:
 class Stage:
     """One stage under way; the thread that draws reads what `advance` wrote."""
 
-    def __init__(self, label: str, name: str, started: float) -> None:
-        self.label, self.name, self.started = label, name, started
+    def __init__(self, label: str, name: str, started: float, *, brief: bool = False) -> None:
+        self.label, self.name, self.started, self.brief = label, name, started, brief
         self.done, self.total, self.unit = 0, 0, ""
         self.summary = ""
         self.skipped = False
@@ -44,6 +44,10 @@ class Stage:
     def advance(self, done: int, total: int, unit: str) -> None:
         """Say that `done` of `total` units are finished."""
         self.done, self.total, self.unit = done, total, unit
+
+    def advance_bytes(self, done: int, total: int) -> None:
+        """The same for bytes, shown as megabytes."""
+        self.advance(done // 10**6, total // 10**6, "MB")
 
     def track(self, items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
         """Yield the items and count them; `total` where they have no length."""
@@ -102,11 +106,14 @@ class Progress:
             self.stream.flush()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Report on one stage; its line appears when the block ends, however it ends."""
+    def stage(self, name: str, *, brief: bool = False) -> Iterator[Stage]:
+        """Report on one stage; its line appears when the block ends, however it ends.
+
+        A `brief` one says nothing before it has taken 2 s, and to machines nothing at all.
+        """
         number = f"[{self.stages.index(name) + 1}/{len(self.stages)}] " if name in self.stages else ""
-        stage = Stage(f"{number}{name:<10}", name, self.clock())
-        if self.json:
+        stage = Stage(f"{number}{name:<10}", name, self.clock(), brief=brief)
+        if self.json and not brief:
             self.event("stage_start", "", stage=name)
         stop = threading.Event()
         drawer = threading.Thread(target=self._draw, args=(stage, stop), daemon=True)
@@ -120,10 +127,15 @@ class Progress:
             drawer.join()
             if status == "failed":
                 stage.summary = "stopped"
-            now = self.clock()
-            seconds = round(now - stage.started, 3)
-            facts = {"summary": stage.summary, "seconds": seconds, **stage.facts}
-            self.event("stage_end", stage.line(now), stage=name, status=status, **facts)
+            self._end(stage, status)
+
+    def _end(self, stage: Stage, status: str) -> None:
+        now = self.clock()
+        seconds = round(now - stage.started, 3)
+        if stage.brief and (self.json or seconds < BAR_AFTER_SECONDS):
+            return
+        facts = {"summary": stage.summary, "seconds": seconds, **stage.facts}
+        self.event("stage_end", stage.line(now), stage=stage.name, status=status, **facts)
 
     def _draw(self, stage: Stage, stop: threading.Event) -> None:
         if self.json:
@@ -131,6 +143,8 @@ class Progress:
         while not stop.wait(REDRAW_SECONDS if self.terminal else HEARTBEAT_SECONDS):
             now = self.clock()
             bar = now - stage.started >= BAR_AFTER_SECONDS
+            if stage.brief and not bar:
+                continue
             line = stage.line(now, bar=self.terminal and bar)
             with self._writing:
                 if self.terminal:

@@ -34,8 +34,10 @@ def command(
     from pipeline.progress import Progress
 
     items = read_task(task, limit)
-    progress = Progress()
-    opened = open_model(model, threads=threads)
+    progress = Progress()  # notes under --json too: they go to standard error
+    opening = Progress(json=as_json)
+    with opening.stage("load", brief=True) as stage:
+        opened = open_model(model, threads=threads, on_bytes=stage.advance_bytes)
     options = chosen(opened.settings, given)
     with progress.stage("eval") as stage:
         stage.advance(0, len(items), "problems")

@@ -13,6 +13,7 @@ import click
 from pipeline.cli.generation import chosen, generation_options
 
 if TYPE_CHECKING:
+    from pipeline.progress import Progress
     from pipeline.runner import Runner
 
 
@@ -29,16 +30,19 @@ def command(
     """Generate text from a bundle; on a terminal the canvas is shown filling in.
 
     \b
-    dllmc run exported/tiny-llada-rtn-w4a4 --prompt "47+85="
-    dllmc run exported/tiny-llada-rtn-w4a4 --self-test
+    dllmc run exported/tiny-llada-rtn-w8a8 --prompt "547+985="
+    dllmc run exported/tiny-llada-rtn-w8a8 --self-test
     """
     if (prompt is None) != self_test:
         raise click.UsageError("pass either --prompt TEXT or --self-test")
+    from pipeline.progress import Progress
     from pipeline.runner import Runner
 
-    runner = Runner(folder, threads=threads)
+    progress = Progress(json=as_json)
+    with progress.stage("load", brief=True) as stage:
+        runner = Runner(folder, threads=threads, on_bytes=stage.advance_bytes)
     if prompt is None:
-        _replay(runner, folder, as_json)
+        _replay(runner, folder, progress, as_json)
     else:
         _answer(runner, prompt, as_json, given)
 
@@ -76,11 +80,14 @@ def _answer(runner: Runner, prompt: str, as_json: bool, given: dict[str, Any]) -
         click.echo(f"{tokens} tokens, {result.nfe} passes, {seconds:.2f} s, {tokens / seconds:.1f} tokens/s", err=True)
 
 
-def _replay(runner: Runner, folder: Path, as_json: bool) -> None:
+def _replay(runner: Runner, folder: Path, progress: Progress, as_json: bool) -> None:
     from pipeline.folder import GOLDEN
     from pipeline.runner.self_test import self_test
 
-    replays = self_test(runner.session, folder / GOLDEN)
+    with progress.stage("self-test", brief=True) as stage:
+        replays = self_test(
+            runner.session, folder / GOLDEN, on_replay=lambda done, total: stage.advance(done, total, "passes")
+        )
     worst = {name: max(replay.differences[name] for replay in replays) for name in replays[0].differences}
     if as_json:
         click.echo(json.dumps({"passes": len(replays), "differences": worst}))

@@ -17,8 +17,10 @@ def command(folder: Path, as_json: bool) -> None:
     Exit code 0 when every file is what the manifest names, 7 when not, 4 when DIR is no bundle.
     """
     from pipeline.manifest import verify
+    from pipeline.progress import Progress
 
-    manifest = verify(folder)
+    with Progress(json=as_json).stage("verify", brief=True) as stage:
+        manifest = verify(folder, on_bytes=stage.advance_bytes)
     if as_json:
         click.echo(json.dumps({"files": len(manifest.files), "identity": manifest.identity}))
     else:

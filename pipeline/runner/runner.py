@@ -79,11 +79,13 @@ class TextModel:
 class Runner(TextModel):
     """The bundle in `folder`, run by ONNX Runtime; every file is checked against the manifest first.
 
-    Raises HashMismatch, InputRefused, EnvironmentFault.
+    `on_bytes` gets the bytes checked and to check. Raises HashMismatch, InputRefused, EnvironmentFault.
     """
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        verify(folder)
+    def __init__(
+        self, folder: Path, *, threads: int | None = None, on_bytes: Callable[[int, int], None] | None = None
+    ) -> None:
+        verify(folder, on_bytes=on_bytes)
         settings = read_settings(folder / CONFIG)
         tokenizer = _open_tokenizer(folder / TOKENIZER)
         session = open_session(folder / MODEL, threads=threads)

@@ -6,6 +6,7 @@ A golden file is `{"inputs": {name: lists}, "record": {name: lists}, "tolerance"
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,20 @@ class Replay:
     wrong_ids: int
 
 
-def self_test(session: Session, folder: Path) -> list[Replay]:
-    """Replay `folder`/*.json; raises ValidationFailed naming the first file and output outside its tolerance."""
+def self_test(session: Session, folder: Path, *, on_replay: Callable[[int, int], None] | None = None) -> list[Replay]:
+    """Replay `folder`/*.json; raises ValidationFailed naming the first file and output outside its tolerance.
+
+    `on_replay` gets the number of passes done and of all.
+    """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise InputRefused(f"{folder} holds no recorded passes; this bundle cannot test itself, export it again")
-    return [_replay(session, path) for path in paths]
+    replays = []
+    for path in paths:
+        replays.append(_replay(session, path))
+        if on_replay is not None:
+            on_replay(len(replays), len(paths))
+    return replays
 
 
 def _replay(session: Session, path: Path) -> Replay:

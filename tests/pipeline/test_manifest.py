@@ -46,7 +46,14 @@ def test_a_whole_bundle_verifies(whole: Path) -> None:
     assert manifest.facts == {"recipe": "fp16"}
 
 
-def test_the_identity_is_what_sha256sum_says_and_leaves_times_out(tmp_path: Path) -> None:
+def test_checking_counts_the_bytes_it_reads(whole: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    manifest = verify(whole, on_bytes=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (manifest.size_bytes, manifest.size_bytes)
+
+
+def test_the_identity_is_what_sha256sum_says_and_leaves_measurements_out(tmp_path: Path) -> None:
     one = verify(make_bundle(tmp_path / "one", created="today"))
     two = verify(make_bundle(tmp_path / "two", {**FILES, "validation.json": b"{}"}, created="tomorrow"))
     other = verify(make_bundle(tmp_path / "other", {**FILES, "model.onnx": b"graphs"}))
@@ -115,6 +122,8 @@ def test_only_files_and_folders_belong_in_a_bundle(whole: Path, tmp_path: Path, 
 def test_what_is_no_bundle_is_refused(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(InputRefused, match="is not a folder"):
         verify(tmp_path / "nowhere")
+    with pytest.raises(InputRefused, match="cannot be read: File name too long"):
+        verify(tmp_path / ("a" * 300))
     with pytest.raises(InputRefused, match=r"holds no manifest\.json"):
         verify(tmp_path)
     content = (whole / MANIFEST).read_bytes()

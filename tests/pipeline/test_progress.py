@@ -96,6 +96,32 @@ def test_a_log_shows_life_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not re.search("[#\r\x1b]", stream.getvalue())
 
 
+def test_a_brief_stage_is_silent_unless_it_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.005)
+    for stream in (io.StringIO(), Terminal()):
+        clock = Clock()
+        report = Progress(stream=stream, clock=clock)
+        with report.stage("load", brief=True) as stage:
+            stage.advance_bytes(5 * 10**6, 20 * 10**6)
+            clock.now = 1.9
+            time.sleep(0.1)  # twenty drawings
+        assert stream.getvalue() == ""
+        with pytest.raises(ZeroDivisionError), report.stage("load", brief=True) as stage:
+            stage.advance_bytes(5 * 10**6 + 1, 20 * 10**6 + 1)
+            clock.now += 2.0
+            if stream.isatty():
+                wait_for(lambda: "######.................. 5/20 MB" in stream.getvalue())  # noqa: B023
+            raise ZeroDivisionError
+        assert stream.getvalue().endswith("load         5/20 MB   stopped   0:02\n")
+
+
+def test_a_brief_stage_says_nothing_to_machines() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(json=True, stream=stream, clock=clock).stage("load", brief=True):
+        clock.now = 100.0
+    assert stream.getvalue() == ""
+
+
 def test_items_without_a_length_are_counted_when_told() -> None:
     report = Progress(stream=io.StringIO(), clock=Clock())
     with report.stage("x") as stage:

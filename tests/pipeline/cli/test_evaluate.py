@@ -48,3 +48,18 @@ def test_missing_things_are_named(whole_bundle, task, tmp_path, capsys):
     assert main(["eval", str(tmp_path / "absent"), "--task", str(task)]) == 4
     assert "absent" in capsys.readouterr().err
     assert main(["eval", str(whole_bundle)]) == 2
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/x", "a" * 300, "a/" * 2044 + "a"])
+def test_a_model_that_no_path_can_name_is_refused(name, task, capsys):
+    assert main(["eval", name, "--task", str(task)]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_opening_shows_life_when_it_takes_time(whole_bundle, task, capsys, monkeypatch, as_json):
+    monkeypatch.setattr("pipeline.progress.BAR_AFTER_SECONDS", 0.0)
+    assert main(["eval", str(whole_bundle), "--task", str(task), *["--json"] * as_json]) == 0
+    captured = capsys.readouterr()
+    assert any(line.startswith("load ") for line in captured.err.splitlines()) != as_json
+    assert captured.out.count("\n") == 1

@@ -19,6 +19,35 @@ def dllmc(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Nothing takes long, however busy this machine is."""
+    monkeypatch.setattr("pipeline.progress.BAR_AFTER_SECONDS", 1e9)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (["run", "--prompt", "hello"], ["load"]),
+        (["run", "--self-test"], ["load", "self-test"]),
+        (["verify"], ["verify"]),
+    ],
+)
+def test_what_takes_time_shows_life(whole_bundle, capsys, monkeypatch, words, stages, as_json):
+    monkeypatch.setattr("pipeline.progress.BAR_AFTER_SECONDS", 0.0)
+    assert dllmc(words[0], whole_bundle, *words[1:], *["--json"] * as_json) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.err.splitlines()] == ([] if as_json else stages)
+    assert captured.out.count("\n") == 1
+
+
+def test_replays_are_counted(whole_bundle, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.progress.BAR_AFTER_SECONDS", 0.0)
+    assert dllmc("run", whole_bundle, "--self-test") == 0
+    assert "1/1 passes" in capsys.readouterr().err
+
+
 def test_the_text_is_all_that_goes_to_standard_output(whole_bundle, capsys):
     assert dllmc("run", whole_bundle, "--prompt", "hello") == 0
     plain = capsys.readouterr()
