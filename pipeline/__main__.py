@@ -19,6 +19,7 @@ import click
 
 from pipeline.cli import Invocation, group
 from pipeline.errors import DllmcError, EnvironmentFault, WillNotFit
+from pipeline.folder import STAGES
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -27,18 +28,27 @@ INTERRUPTED = 130
 TERMINATED = 143
 OUR_BUG = 1
 SIGNAL_AGAIN_SECONDS = 0.05
+PUBLISHING = ("export", *STAGES)
 
 # Import name -> what installs it; only the runner's own packages come without an extra.
 INSTALLED_BY = {
     **dict.fromkeys(("numpy", "onnxruntime", "tokenizers"), "dllmc"),
     **dict.fromkeys(
-        ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "pydantic", "yaml", "psutil"),
+        ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "pydantic", "yaml"),
         "dllmc[export]",
     ),
     **dict.fromkeys(("huggingface_hub", "datasets"), "dllmc[hf]"),
 }
 # How libraries say in words what Python says with MemoryError and ENOSPC.
-NO_MEMORY_WORDS = ("not enough memory", "out of memory", "bad_alloc", "bad allocation")
+NO_MEMORY_WORDS = (
+    "not enough memory",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+)
 NO_SPACE_WORDS = ("no space left on device", "os error 28", "disk quota exceeded")
 
 
@@ -59,13 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fault.show()
         return fault.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _report("interrupted; nothing was published, repeat the command to go on", INTERRUPTED)
+        return _report(f"interrupted{_left_behind(invocation)}", INTERRUPTED)
     except Terminated:
-        return _report("terminated; nothing was published, repeat the command to go on", TERMINATED)
+        return _report(f"terminated{_left_behind(invocation)}", TERMINATED)
     except Exception as fault:
         return _fail(fault, invocation)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _left_behind(invocation: Invocation) -> str:
+    return "; nothing was published, repeat the command to go on" if invocation.command in PUBLISHING else ""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

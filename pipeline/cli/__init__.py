@@ -16,6 +16,7 @@ class Invocation:
     """What one command line decided for all commands."""
 
     debug: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ class Commands(click.Group):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`dllmc --help` lists the commands"
             ctx.fail(f"no command {args[0]!r}; {hint}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        invocation = ctx.find_object(Invocation)
+        if invocation is not None:
+            invocation.command = name or ""
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

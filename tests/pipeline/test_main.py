@@ -16,11 +16,11 @@ import pytest
 
 import pipeline
 from pipeline import cli
-from pipeline.__main__ import as_known, main
+from pipeline.__main__ import Terminated, as_known, main
 from pipeline.cli import COMMANDS, Entry
 from pipeline.cli.export import default_output
 from pipeline.errors import BuildFailed, EnvironmentFault, HashMismatch, InputRefused, ValidationFailed, WillNotFit
-from pipeline.folder import WorkFolder
+from pipeline.folder import STAGES, WorkFolder
 from pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,7 @@ def install(monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
         (WillNotFit("x"), 3),
         (MemoryError(), 3),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), 3),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 3),
         (OSError(errno.ENOSPC, "No space left on device"), 3),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 3),
         (PermissionError(errno.EACCES, "Permission denied", "file"), 8),
@@ -141,6 +142,32 @@ def test_every_fault_has_its_code_and_one_line(
     assert error.count("\n") == 0
     assert error.startswith("dllmc: ")
     assert ("a bug in dllmc" in error) == (code == 1)
+
+
+def test_what_torch_says_when_memory_ends() -> None:
+    """In its own words, which differ between systems and releases."""
+    import torch
+
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator") as found:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    known = as_known(found.value)
+    assert isinstance(known, WillNotFit)
+    assert "close other programs" in str(known)
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), Terminated()])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_only_what_publishes_speaks_of_publishing(
+    command: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act(**unused: object) -> None:
+        raise fault
+
+    entry = COMMANDS[command]
+    monkeypatch.setattr(f"{entry.module}.{entry.attribute}", click.Command(command, callback=act))
+    assert main([command]) in (130, 143)
+    error = capsys.readouterr().err
+    assert ("nothing was published, repeat the command" in error) == (command in ("export", *STAGES))
 
 
 def test_a_missing_package_is_named_with_its_remedy() -> None:
