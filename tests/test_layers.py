@@ -23,8 +23,20 @@ MAY_IMPORT = {
     "pipeline": set(ROOMS),
 }
 # These ship to the device: what they import at module level must be there, too.
-ON_DEVICE = ("pipeline/runner", "pipeline/backends", "pipeline/manifest.py", "pipeline/folder.py", "pipeline/errors.py")
-HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors", "psutil"}
+ON_DEVICE = (
+    "pipeline/runner",
+    "pipeline/backends",
+    "pipeline/cli",
+    "pipeline/errors.py",
+    "pipeline/evaluation.py",
+    "pipeline/folder.py",
+    "pipeline/inspection.py",
+    "pipeline/manifest.py",
+    "pipeline/progress.py",
+    "pipeline/version.py",
+)
+RUNNER_COMMANDS = ("run", "verify", "inspect", "evaluate")
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors"}
 HEAVY |= {"passes", "plugins"}
 # A command's --help imports its module, so these may hold nothing but click.
 COMMAND_LINE = ("pipeline/cli", "pipeline/__main__.py")
@@ -73,6 +85,25 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_device_code_imports_nothing_heavy(path: Path) -> None:
     heavy = {name.split(".")[0] for name in at_module_level(parse(path))} & HEAVY
     assert not heavy, f"{named(path)} imports {sorted(heavy)} at module level"
+
+
+@pytest.mark.parametrize("command", RUNNER_COMMANDS)
+def test_runner_commands_import_device_code_only(command: str) -> None:
+    """And what they import is checked above, so that no file is left out of `ON_DEVICE`."""
+    waiting, seen = [ROOT / f"pipeline/cli/{command}.py"], set()
+    first = waiting[0]
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        tree = parse(path)
+        names = imported(tree) if path == first else at_module_level(tree)
+        for name in names:
+            if name.split(".")[0] == "pipeline":
+                stem = ROOT.joinpath(*name.split("."))
+                found = stem.with_suffix(".py") if stem.with_suffix(".py").is_file() else stem / "__init__.py"
+                waiting += {found} - seen
+    strangers = {named(path) for path in seen if not named(path).startswith(ON_DEVICE)}
+    assert strangers == set(), f"dllmc {command} imports {sorted(strangers)}: add them to ON_DEVICE"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if named(path).startswith(COMMAND_LINE)], ids=named)
