@@ -11,6 +11,7 @@ import time
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.folder import MANIFEST
 from pipeline.runner.policies import POLICIES
 from tests.pipeline.random_models import seal
 
@@ -40,6 +41,16 @@ def test_what_takes_time_shows_life(whole_bundle, capsys, monkeypatch, words, st
     captured = capsys.readouterr()
     assert [line.split()[0] for line in captured.err.splitlines()] == ([] if as_json else stages)
     assert captured.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["run", "--prompt", "hello"], ["verify"], ["eval", "--task"]])
+def test_bytes_are_counted_while_files_are_checked(whole_bundle, tmp_path, monkeypatch, words):
+    (tmp_path / "task.jsonl").write_text('{"prompt": "a", "answer": "b"}')
+    seen = []
+    monkeypatch.setattr("pipeline.progress.Stage.advance_bytes", lambda self, done, total: seen.append((done, total)))
+    assert dllmc(words[0], whole_bundle, *words[1:], *[tmp_path / "task.jsonl"] * ("--task" in words)) == 0
+    size = sum(path.stat().st_size for path in whole_bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
+    assert seen[-1] == (size, size)
 
 
 def test_replays_are_counted(whole_bundle, capsys, monkeypatch):
