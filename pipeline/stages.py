@@ -262,11 +262,12 @@ def _run(job: Job, name: str, digest: str, report: Progress) -> None:
 def _digest(checkpoint: Checkpoint) -> str:
     """Of small files the content, of large ones size and time of change: a model is never read again for this."""
     parts: list[object] = []
-    for path in sorted(path for path in checkpoint.folder.iterdir() if path.is_file()):
-        status = path.stat()
-        small = status.st_size < 1 << 24
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if small else status.st_mtime_ns
-        parts.append([path.name, status.st_size, content])
+    with os_faults("cannot read the model", reads=checkpoint.folder):
+        for path in sorted(path for path in checkpoint.folder.iterdir() if path.is_file()):
+            status = path.stat()
+            small = status.st_size < 1 << 24
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if small else status.st_mtime_ns
+            parts.append([path.name, status.st_size, content])
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
