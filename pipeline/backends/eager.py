@@ -33,7 +33,8 @@ class EagerSession:
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
             outputs = self.graph(*(tensor.to(self.device) for tensor in tensors))
-        arrays = [output.cpu().numpy() for output in outputs]
+        # A graph made for debugging also returns its logits.
+        arrays = [output.cpu().numpy() for output in outputs[: len(OUTPUTS)]]
         return Record(**dict(zip(OUTPUTS, arrays, strict=True)))
 
     def close(self) -> None:

@@ -60,11 +60,11 @@ def open_session(path: Path, *, threads: int | None = None, fold: bool | None = 
             f"onnxruntime cannot be imported ({fault}); install it: pip install onnxruntime"
         ) from None
     if fold is None:
-        fold = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file()) < FOLD_BELOW_BYTES
+        fold = folds(path)
     try:
         inner = onnxruntime.InferenceSession(
             os.path.abspath(path),
-            sess_options=_options(onnxruntime, threads),
+            sess_options=session_options(threads),
             providers=["CPUExecutionProvider"],
             disabled_optimizers=[] if fold else ["ConstantFolding"],
         )
@@ -80,7 +80,16 @@ def _load_faults(state: Any) -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in names.split())
 
 
-def _options(onnxruntime: Any, threads: int | None) -> Any:
+def folds(path: Path) -> bool:
+    """Whether the model at `path`, its one data file included, is small enough to fold constants in it."""
+    files = (path, path.with_name(f"{path.name}.data"))
+    return sum(file.stat().st_size for file in files if file.is_file()) < FOLD_BELOW_BYTES
+
+
+def session_options(threads: int | None) -> Any:
+    """The options of every session of ours; `threads` None takes every core."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
