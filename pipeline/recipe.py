@@ -98,10 +98,14 @@ class Lowering(Part):
 
 
 class Validation(Part):
-    """Limits against the model at full precision; `max_nll_increase` in nats a masked token."""
+    """Limits against the model at full precision; `max_nll_increase` in nats a masked token.
+
+    `min_free_agreement` is against the same graph in torch, on random canvases, where a rounding may move a code.
+    """
 
     max_nll_increase: float = Field(default=0.01, ge=0)
     min_argmax_agreement: Share = 0.99
+    min_free_agreement: Share = 0.98
     samples: int = Field(default=32, ge=1, le=65536)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
