@@ -9,7 +9,7 @@ from passes.observe import Observed
 from pipeline.calibrate import Canvas, float_pieces
 from pipeline.calibration.states import States
 from pipeline.capture import ENDS, capture_piece, constants
-from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.checkpoint import EMBED, Checkpoint
 from pipeline.quantize import Weights, simulate, state_of
 from pipeline.recipe import Recipe
 
@@ -21,9 +21,9 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
     errors: dict[str, float] = {}
     held: tuple[GraphModule, GraphModule] | None = None
     for piece, graph in float_pieces(checkpoint, keep_ends=True):
-        quantised = capture_piece(
-            checkpoint.config, piece, {name: checkpoint.tensor(name).float() for name in piece.weights}
-        )
+        # Solved on shapes alone: the codes are in the files.
+        shapes = {name: torch.empty(_shape(checkpoint, name), device="meta") for name in piece.weights}
+        quantised = capture_piece(checkpoint.config, piece, shapes)
         simulate(quantised, recipe)
         set_attributes(quantised, state_of(quantised, weights))
         if piece.name == ENDS:
@@ -38,6 +38,11 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
     for ends in held:
         drop_weights(ends)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+    """From the header; a tied head has none of its own."""
+    return checkpoint.entries[checkpoint.tensor_names.get(name, checkpoint.tensor_names[EMBED])].shape
 
 
 def _compare(

@@ -8,13 +8,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch.fx import GraphModule
 
+from passes.graph import attributes
 from pipeline.models.checkpoint import open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
-from pipeline.quantize import Weights, write_weights
+from pipeline.quantize import Weights, simulate, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.validate import measurement_states
+from pipeline.validation import layers
 from pipeline.validation.layers import site_errors
 from tests.conftest import Made
 from tests.pipeline.validation.conftest import Lowered
@@ -67,6 +70,26 @@ def test_the_figure_is_the_relative_squared_error(lowered: Lowered) -> None:
     found = rounded @ (lowered.weights[f"{site}.codes"] * lowered.weights[f"{site}.w_scale"]).T
     expected = float((found - exact).square().sum() / exact.square().sum())
     assert errors[site] == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_piece_is_solved_again(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulation sees shapes alone; the weights come from the files."""
+    seen: list[str] = []
+
+    def watched(graph: GraphModule, recipe: Recipe) -> dict[str, int]:
+        seen.extend(str(value.device) for value in attributes(graph).values())
+        return simulate(graph, recipe)
+
+    monkeypatch.setattr(layers, "simulate", watched)
+    site_errors(lowered.checkpoint, lowered.recipe, lowered.weights, lowered.states)
+    assert set(seen) == {"meta"}
+
+
+def test_a_tied_head_is_measured(model: Made, lowered: Lowered, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(model("llada", tied=True))
+    write_weights(checkpoint, lowered.recipe, tmp_path, on_piece=lambda _: None)
+    errors = site_errors(checkpoint, lowered.recipe, Weights(tmp_path), lowered.states)
+    assert 0 < errors["head"] <= 1e-3
 
 
 def test_a_spoilt_linear_comes_first(lowered: Lowered, tmp_path: Path) -> None:
