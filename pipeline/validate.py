@@ -1,7 +1,7 @@
 """Stage validate: prove the ONNX model, fail closed, write validation.json and golden/."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,39 @@ from tokenizers import Tokenizer
 from passes.base import run
 from passes.invariants import check_lowered
 from passes.lowering import LOWERING
-from pipeline.backends.eager import EagerSession, open_transformer
+from pipeline.backends.backend import Feeds
+from pipeline.backends.eager import EagerSession
 from pipeline.backends.ort import open_session
 from pipeline.calibration.states import States, builtin_corpus, noised_states
 from pipeline.capture import capture_whole, materialise
-from pipeline.errors import ValidationFailed
+from pipeline.errors import UsageFault, ValidationFailed
 from pipeline.folder import GOLDEN, MODEL, VALIDATION, write_json
-from pipeline.models.checkpoint import Checkpoint, load_model
+from pipeline.models.checkpoint import Checkpoint
 from pipeline.quantize import Weights, simulate
-from pipeline.recipe import Recipe
-from pipeline.validation.feeds import scored_batches, sweep
+from pipeline.recipe import Recipe, linear_names
+from pipeline.runner.settings import Settings
+from pipeline.validation.feeds import SWEEP_NOISE, scored_batches, sweep, unbanned
 from pipeline.validation.forced import ForcedModel
 from pipeline.validation.golden import write_golden
 from pipeline.validation.layers import site_errors
 from pipeline.validation.nodes import NodeCheck, check_nodes
 from pipeline.validation.passes import PassCheck, check_passes
 from pipeline.validation.quality import Quality, compare
+from pipeline.validation.reference import records
 
-BATCH = 16
+BATCH = 4  # a batch's logits are held several times over, and a vocabulary has 10^5 rows
 LAYER_SAMPLES = 16
 WORST_SHOWN = 3
-NODE_SHAPE = (3, 33)
 
 
 def torch_session(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, *, lowered: bool) -> EagerSession:
     """The whole quantised model in torch: simulated, or as the references of the ops that were exported."""
-    graph = capture_whole(checkpoint.config, top_k=recipe.lowering.top_k)
+    part = recipe.lowering
+    graph = capture_whole(checkpoint.config, top_k=part.top_k, debug_logits=part.debug_logits)
     simulate(graph, recipe)
     if lowered:
         run(graph, LOWERING, check_lowered)
-    return EagerSession(materialise(graph, weights.all()), top_k=recipe.lowering.top_k)
+    return EagerSession(materialise(graph, weights.all()), top_k=part.top_k)
 
 
 def measurement_states(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer) -> States:
@@ -57,32 +60,76 @@ def validate(
     checkpoint: Checkpoint, recipe: Recipe, work: Path, tokenizer: Tokenizer, *, on_pass: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Write the proof into `work`. Raises ValidationFailed, with the worst layers named, and then leaves no proof."""
-    config = checkpoint.config
+    settings = settings_of(checkpoint, recipe, tokenizer)
     weights = Weights(work / "weights")
     candidate = open_session(work / MODEL, threads=recipe.threads)
     reference = torch_session(checkpoint, recipe, weights, lowered=True)
-    feeds = list(sweep(config, recipe.validation.seed))
+    feeds = list(sweep(settings, recipe.validation.seed))
     graph = reference.graph
     assert isinstance(graph, torch.fx.GraphModule)
-    largest = max(feeds, key=lambda one: one.input_ids.size)
-    middle = next((one for one in feeds if one.input_ids.shape == NODE_SHAPE), largest)
-    nodes = check_nodes(work / MODEL, graph, [torch.from_numpy(array) for array in middle.as_dict().values()])
-    passes = check_passes(reference, candidate, ForcedModel(work / MODEL, graph), feeds, on_pass=on_pass)
+    nodes = check_nodes(work / MODEL, graph, node_passes(feeds), threads=recipe.threads)
+    forced = ForcedModel(work / MODEL, graph, longest(feeds), threads=recipe.threads)
+    passes = check_passes(reference, candidate, forced, feeds, on_pass=on_pass)
     states = measurement_states(checkpoint, recipe, tokenizer)
-    exact = open_transformer(load_model(checkpoint), top_k=recipe.lowering.top_k)
-    quality = compare(exact, candidate, scored_batches(config, states, BATCH), config.embedding_size)
+    scored = list(scored_batches(settings, states, BATCH))
+    canvases = zip(states.batches(BATCH), (batch.feeds for batch in scored), strict=True)
+    exact = records(checkpoint, list(canvases), top_k=settings.top_k)
+    quality = compare(exact, candidate, scored, unbanned(settings))
     errors = site_errors(checkpoint, recipe, weights, next(states.batches(LAYER_SAMPLES)))
     report = _report(recipe, nodes, passes, quality, errors)
     if faults := _faults(recipe, nodes, passes, quality):
-        worst = ", ".join(f"{site} ({error:.2g})" for site, error in list(errors.items())[:WORST_SHOWN])
         raise ValidationFailed(
-            f"{'; '.join(faults)}; nothing was published. Linears whose output moved most (relative squared error): "
-            f"{worst}; keep some at 16 bits with --set 'skip=[NAME]', choose a recipe with more bits, or publish it "
-            "unvalidated with --validate off"
+            f"{'; '.join(faults)}; nothing was published. {_advice(checkpoint, recipe, errors)}publish it unvalidated "
+            "with --validate off"
         )
-    write_golden(work / GOLDEN, candidate, reference, config, recipe.validation.seed)
+    write_golden(work / GOLDEN, candidate, graph, settings, recipe.validation.seed)
     write_json(work / VALIDATION, report)
     return report
+
+
+def settings_of(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer) -> Settings:
+    """What the bundle's runner will know; raises UsageFault when the record cannot hold `top_k` ids that are meant."""
+    limit = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    settings = Settings.of_model(checkpoint.config, top_k=recipe.lowering.top_k)
+    settings = replace(settings, vocab_size=min(settings.vocab_size, limit))
+    if settings.top_k > unbanned(settings):
+        raise UsageFault(
+            f"lowering.top_k is {settings.top_k}, but only {unbanned(settings)} ids of this model have a token other "
+            f"than the mask; pass --set lowering.top_k={unbanned(settings)} or less"
+        )
+    return settings
+
+
+def longest(feeds: Sequence[Feeds]) -> list[Feeds]:
+    """The passes of the sweep with the most rows, one of each noise level."""
+    size = max(one.input_ids.size for one in feeds)
+    return [one for one in feeds if one.input_ids.size == size]
+
+
+def node_passes(feeds: Sequence[Feeds]) -> list[Feeds]:
+    """Three passes of the sweep: the shortest and the longest all masked, and one between half masked."""
+    by_size = sorted(feeds, key=lambda one: one.input_ids.size)  # stable, so noise rises within a size
+    batches = [one for one in by_size if len(one.kv_len) == len(by_size[-1].kv_len)]
+    levels = len(SWEEP_NOISE)
+    middle = [one for one in batches if one.input_ids.size < batches[-1].input_ids.size][-levels:] or batches[-levels:]
+    return [by_size[levels - 1], middle[levels // 2], by_size[-1]]
+
+
+def _advice(checkpoint: Checkpoint, recipe: Recipe, errors: dict[str, float]) -> str:
+    """What moved most, and the settings that would keep it; a float export has none, it is wrong or judged too hard."""
+    if recipe.method == "none":
+        return ""
+    worst = list(errors.items())[:WORST_SHOWN]
+    blocks = [name for name in linear_names(checkpoint.config) if recipe.linear.w_bits < 16 and not recipe.skips(name)]
+    kept = [site for site, _ in worst if site in blocks]
+    sets = ["--set head.bits=16"] if worst[0][0] == "head" and recipe.head.bits < 16 else []
+    if kept:
+        sets.append(f"--set 'skip=[{', '.join((*recipe.skip, *kept))}]'")
+    moved = ", ".join(f"{site} ({error:.2g})" for site, error in worst)
+    keep = f"keep them at 16 bits with {' '.join(sets)}, " if sets else ""
+    return (
+        f"Linears whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
+    )
 
 
 def _report(
@@ -95,7 +142,11 @@ def _report(
             "places": sum(check.places for check in nodes),
             "codes_off": sum(check.codes_off for check in nodes),
         },
-        "passes": {**asdict(passes), "against": "the same ops in torch"},
+        "passes": {
+            **asdict(passes),
+            "min_free_agreement": limits.min_free_agreement,
+            "against": "the same ops in torch",
+        },
         "quality": {
             **asdict(quality),
             "nll_increase": quality.nll_increase,
@@ -110,10 +161,15 @@ def _report(
 def _faults(recipe: Recipe, nodes: list[NodeCheck], passes: PassCheck, quality: Quality) -> list[str]:
     limits = recipe.validation
     faults = [f"node {check.node} ({check.op}) differs from its reference" for check in nodes if not check.passed]
-    if not passes.passed:
+    if not passes.right:
         faults.append(
             f"ONNX Runtime parts from torch: {passes.not_finite} values are not finite, {passes.place} differs by "
-            f"{passes.largest:.2g} (tolerance {passes.tolerance:.2g}), best ids agree in {passes.free_agreement:.4f}"
+            f"{passes.largest:.2g} (tolerance {passes.tolerance:.2g})"
+        )
+    if not passes.free_agreement >= limits.min_free_agreement:
+        faults.append(
+            f"best ids of ONNX Runtime and torch agree in {passes.free_agreement:.4f} of {passes.rows} random rows, "
+            f"validation.min_free_agreement is {limits.min_free_agreement}"
         )
     if not quality.nll_increase <= limits.max_nll_increase:
         faults.append(

@@ -1,23 +1,21 @@
 """Whole passes over every batch, length and noise level: forced ones for right or wrong, free ones for what it does.
 
 A free run may part from torch where a code rounds differently (see `forced`), so of it only this is asked: that every
-value is finite, and that the best ids agree in nearly all rows, those of a random canvas included.
+value is finite, and that the best ids agree in the share of rows that the recipe asks, random canvases included.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.backends.backend import Feeds, Session
-from pipeline.validation.forced import TOLERANCE, ForcedModel
-
-MIN_FREE_AGREEMENT = 0.98
+from pipeline.validation.forced import Comparison, ForcedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassCheck:
-    """Sums over the sweep; `largest` and `tolerance` are relative to the largest magnitude of a tensor."""
+    """Sums over the sweep; `largest` and `tolerance` are those of the place that is worst for its tolerance."""
 
     passes: int
     rows: int
@@ -28,8 +26,9 @@ class PassCheck:
     tolerance: float
 
     @property
-    def passed(self) -> bool:
-        return self.not_finite == 0 and self.largest <= self.tolerance and self.free_agreement >= MIN_FREE_AGREEMENT
+    def right(self) -> bool:
+        """Nothing but rounding differs."""
+        return self.not_finite == 0 and self.largest <= self.tolerance
 
 
 def check_passes(
@@ -42,23 +41,23 @@ def check_passes(
 ) -> PassCheck:
     """Run every pass of the sweep freely in both sessions, and once forced."""
     rows = agreed = broken = 0
-    largest, place = 0.0, ""
+    worst = Comparison(largest=0.0, tolerance=1.0, place="")
     for number, feeds in enumerate(sweep, start=1):
         expected, found = reference.run(feeds), candidate.run(feeds)
         broken += sum(int((~np.isfinite(array)).sum()) for array in found.as_dict().values())
         rows += expected.tail.size
         agreed += int((expected.top_ids[..., 0] == found.top_ids[..., 0]).sum())
         comparison = forced.compare(feeds)
-        if not np.isnan(largest) and not comparison.largest <= largest:
-            largest = comparison.largest
-            place = f"{comparison.place} of pass {feeds.input_ids.shape[0]} x {feeds.input_ids.shape[1]}"
+        if not np.isnan(worst.share) and not comparison.share <= worst.share:
+            where = f"{comparison.place} of pass {feeds.input_ids.shape[0]} x {feeds.input_ids.shape[1]}"
+            worst = replace(comparison, place=where)
         on_pass(number, len(sweep))
     return PassCheck(
         passes=len(sweep),
         rows=rows,
         not_finite=broken,
         free_agreement=agreed / rows,
-        largest=largest,
-        place=place,
-        tolerance=TOLERANCE,
+        largest=worst.largest,
+        place=worst.place,
+        tolerance=worst.tolerance,
     )

@@ -1,7 +1,10 @@
 """The proof fails closed: a wrong file, a wrong number or a missed limit publishes nothing and says where."""
 
+import json
+import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,19 @@ from pipeline import stages
 from pipeline import validate as module
 from pipeline.__main__ import main
 from pipeline.backends.eager import open_transformer
-from pipeline.errors import ValidationFailed
+from pipeline.errors import UsageFault, ValidationFailed
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, VALIDATION, canonical_json, read_job
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
 from pipeline.recipe import Recipe
-from pipeline.recipe_file import parse_recipe
+from pipeline.recipe_file import load_recipe, parse_recipe
+from pipeline.runner.settings import Settings
 from pipeline.validation import feeds
 from pipeline.validation.forced import Comparison
 from pipeline.validation.passes import PassCheck, check_passes
 from pipeline.validation.quality import Quality
 from tests.conftest import Made
+from tests.exports import export
 from tests.pipeline.validation.conftest import flip, spoil, swap
 
 Out = pytest.CaptureFixture[str]
@@ -145,11 +150,41 @@ def test_a_missed_limit_fails_and_names_the_worst_layers(
         prove(setting)
     message = str(caught.value)
     assert expected in message
-    worst = message.split("relative squared error): ")[1].split(";")[0].split(", ")
+    worst = [word.split(" (")[0] for word in message.split("relative squared error): ")[1].split(";")[0].split(", ")]
     assert len(worst) == 3
-    assert all(word.split(" (")[0].startswith("blocks.0.") for word in worst)
-    assert "--set 'skip=[NAME]'" in message
+    assert all(name.startswith("blocks.0.") for name in worst)
+    assert f"--set 'skip=[{', '.join(worst)}]'" in message
+    assert "head.bits" not in message
     assert nothing_proved(output)
+
+
+def advice(recipe: Recipe, model: Made, **errors: float) -> str:
+    return module._advice(
+        open_checkpoint(model("llada", layers=1)), recipe, {k.replace("__", "."): v for k, v in errors.items()}
+    )
+
+
+def test_advice_names_what_the_recipe_can_keep(model: Made) -> None:
+    block = "blocks__0__mlp__down_proj"
+    text = advice(load_recipe("rtn-w4a4"), model, head=0.5, **{block: 0.2})
+    assert "keep them at 16 bits with --set head.bits=16 --set 'skip=[blocks.0.mlp.down_proj]'" in text
+    text = advice(load_recipe("rtn-w4a4"), model, **{block: 0.2}, head=0.1)
+    assert "head.bits" not in text
+    text = advice(load_recipe("rtn-w4a4", ["skip=['*o_proj']"]), model, blocks__0__attn__o_proj=0.9, **{block: 0.2})
+    assert "--set 'skip=[*o_proj, blocks.0.mlp.down_proj]'" in text  # `--set` replaces the list
+    text = advice(load_recipe("fp16", ["method=rtn", "head.bits=8"]), model, head=0.5, **{block: 0.2})
+    assert "--set head.bits=16" in text
+    assert "skip" not in text  # refused where the linears have 16 bits
+    assert advice(load_recipe("fp16"), model, head=0.5, **{block: 0.2}) == ""
+
+
+def test_the_advice_is_taken_by_the_recipe(model: Made) -> None:
+    text = advice(load_recipe("rtn-w4a4"), model, head=0.5, blocks__0__mlp__down_proj=0.2)
+    sets = [word for word in shlex.split(text.split("16 bits with ")[1].split("]'")[0] + "]'") if word != "--set"]
+    recipe = load_recipe("rtn-w4a4", sets)
+    assert recipe.head.bits == 16
+    assert recipe.skips("blocks.0.mlp.down_proj")
+    recipe.check_against(open_checkpoint(model("llada", layers=1)).config)
 
 
 @pytest.mark.parametrize("field", ["reference_nll", "nll", "agreement"])
@@ -170,7 +205,7 @@ class Constant:
         self.differences = iter(differences)
 
     def compare(self, unused: object) -> Comparison:
-        return Comparison(largest=next(self.differences), place="somewhere")
+        return Comparison(largest=next(self.differences), tolerance=1e-6, place="somewhere")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -178,32 +213,74 @@ def test_nan_of_one_pass_is_not_forgotten(place: int, model: Made) -> None:
     """Wherever among the passes it comes."""
     checkpoint = open_checkpoint(model("llada", layers=1))
     session = open_transformer(load_model(checkpoint))
-    three = list(feeds.sweep(checkpoint.config, 0))[:3]
+    three = list(feeds.sweep(Settings.of_model(checkpoint.config), 0))[:3]
 
     def check(differences: list[float]) -> PassCheck:
         return check_passes(session, session, Constant(differences), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
 
     differences = [1e-7, 3e-7, 2e-7]
-    assert check(differences).passed
+    assert check(differences).right
     assert check(differences).largest == 3e-7
+    differences[place] = 2e-6
+    assert not check(differences).right
     differences[place] = float("nan")
-    assert not check(differences).passed
+    assert not check(differences).right
 
 
 def test_what_torch_and_onnx_runtime_decide_freely_must_agree(model: Made) -> None:
     checkpoint = open_checkpoint(model("llada", layers=1))
     exact, other = load_model(checkpoint), load_model(checkpoint)
     other.head.weight.data[:40] *= -3.0
-    three = list(feeds.sweep(checkpoint.config, 0))[:6]
+    three = list(feeds.sweep(Settings.of_model(checkpoint.config), 0))[:6]
     sessions = open_transformer(exact), open_transformer(other)
     check = check_passes(*sessions, Constant([0.0] * 6), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
-    assert check.free_agreement < 0.98
-    assert not check.passed
+    recipe = load_recipe("fp16")
+    quality = Quality(tokens=9, reference_nll=1.0, nll=1.0, agreement=1.0)
+    assert check.right
+    assert check.free_agreement < recipe.validation.min_free_agreement
+    assert "validation.min_free_agreement is 0.98" in module._faults(recipe, [], check, quality)[0]
+    loose = load_recipe("fp16", ["validation.min_free_agreement=0"])
+    assert module._faults(loose, [], check, quality) == []
+    broken = replace(check, free_agreement=float("nan"))
+    assert len(module._faults(loose, [], broken, quality)) == 1
     with torch.no_grad():
         other.head.weight.data[:] = float("nan")
     check = check_passes(*sessions, Constant([0.0] * 6), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
     assert check.not_finite > 0
-    assert not check.passed
+    assert not check.right
+
+
+def test_ids_that_can_never_be_meant_may_not_fill_the_record(
+    output: Path, prove: Callable[..., dict[str, Any]], model: Made
+) -> None:
+    checkpoint = open_checkpoint(model("llada", layers=1))
+    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    meant = feeds.unbanned(module.settings_of(checkpoint, load_recipe("rtn-w4a4"), tokenizer))
+    assert meant == read_tokenizer(checkpoint.folder, checkpoint.config).id_limit - 1 < checkpoint.config.vocab_size
+    module.settings_of(checkpoint, load_recipe("rtn-w4a4", [f"lowering.top_k={meant}"]), tokenizer)
+    with pytest.raises(UsageFault, match=f"lowering.top_k={meant} or less"):
+        prove(f"lowering.top_k={meant + 1}")
+
+
+def test_nodes_are_checked_at_both_ends_and_between(model: Made) -> None:
+    settings = Settings.of_model(open_checkpoint(model("llada", layers=1)).config)
+    for limit, longest in ((256, 33), (20, 20), (1, 1)):
+        chosen = module.node_passes(list(feeds.sweep(replace(settings, max_length=limit), 0)))
+        assert chosen[0].input_ids.shape == (1, 1)
+        assert chosen[2].input_ids.shape == (3, longest)
+        assert len(chosen[1].kv_len) == 3
+        noise = [float((one.input_ids == settings.mask_id).mean()) for one in chosen]
+        assert noise[0] == noise[2] == 1.0
+        assert noise[1] < 1.0
+
+
+def test_an_export_for_debugging_is_proved(model: Made, tmp_path: Path) -> None:
+    """Its logits have two readers, so head and record stay apart."""
+    words = ["--set", "lowering.debug_logits=true"]
+    assert export(model("llada", layers=1), tmp_path / "out", "rtn-w4a4", *words) == 0
+    proof = json.loads((tmp_path / "out" / VALIDATION).read_text())
+    assert proof["nodes"]["checked"] == 10
+    assert len(list((tmp_path / "out" / GOLDEN).iterdir())) == 2
 
 
 def test_the_command_publishes_nothing(output: Path, model: Made, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:

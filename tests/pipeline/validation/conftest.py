@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from torch.fx import GraphModule
 
+from pipeline.backends.backend import Feeds
 from pipeline.backends.eager import EagerSession
 from pipeline.calibration.states import States
 from pipeline.folder import MODEL, MODEL_DATA, read_job
@@ -20,7 +21,9 @@ from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import parse_recipe
-from pipeline.validate import measurement_states, torch_session
+from pipeline.runner.settings import Settings
+from pipeline.validate import measurement_states, settings_of, torch_session
+from pipeline.validation.feeds import sweep
 
 Change = Callable[["np.ndarray[Any, Any]"], object]
 
@@ -40,6 +43,14 @@ class Lowered:
     def graph(self) -> GraphModule:
         assert isinstance(self.reference.graph, GraphModule)
         return self.reference.graph
+
+    @property
+    def settings(self) -> Settings:
+        return settings_of(self.checkpoint, self.recipe, self.tokenizer)
+
+    @property
+    def feeds(self) -> list[Feeds]:
+        return list(sweep(self.settings, 1))
 
     @property
     def states(self) -> States:

@@ -1,5 +1,7 @@
 """Inputs of the proof: every masked position with its own target, and canvases of every shape."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.calibration.states import States
 from pipeline.models.config import ModelConfig
-from pipeline.validation.feeds import BANNED, SWEEP_NOISE, logit_bias, scored_batches, sweep
+from pipeline.runner.loop import BANNED, logit_bias
+from pipeline.runner.settings import Settings
+from pipeline.validation.feeds import SWEEP_NOISE, is_banned, scored_batches, sweep, unbanned
 from tests.pipeline.models.folders import make_config
 
 
@@ -36,7 +40,7 @@ def test_every_masked_position_is_scored_once(masks: list[list[bool]], size: int
     states = states_of(config, masks)
     found: list[tuple[int, int, int]] = []
     start = 0
-    for batch in scored_batches(config, states, size):
+    for batch in scored_batches(Settings.of_model(config), states, size):
         feeds = batch.feeds
         assert batch.targets.shape == batch.counts.shape == feeds.head_index.shape
         assert feeds.input_ids.shape == feeds.position_ids.shape
@@ -54,16 +58,23 @@ def test_every_masked_position_is_scored_once(masks: list[list[bool]], size: int
 
 
 def test_what_can_never_be_meant_is_banned() -> None:
-    config = make_config("llada")  # 96 ids in 128 rows
-    bias = logit_bias(config)
-    banned = {int(i) for i in np.flatnonzero(bias == np.float32(BANNED))}
-    assert banned == {config.mask_id, *range(96, 128)}
-    assert set(np.unique(bias)) == {np.float32(BANNED), np.float32(0)}
+    """As in the runner: the mask, and every id from the tokenizer's last on (here 93) to the end of the rows."""
+    settings = replace(Settings.of_model(make_config("llada")), vocab_size=94)
+    for one in sweep(settings, 0):
+        assert (one.logit_bias == logit_bias(settings)).all()
+        assert one.input_ids.max() < 94
+        assert set(np.flatnonzero(one.logit_bias)) == {settings.mask_id, *range(94, 128)}
+    assert unbanned(settings) == 93
+
+
+def test_a_banned_logit_is_told_from_every_other() -> None:
+    logits = np.array([BANNED, BANNED + 3e4, BANNED - 3e4, -3e4, 3e4, 0.0, np.nan, -np.inf], np.float32)
+    assert is_banned(logits).tolist() == [True, True, True, False, False, False, False, True]
 
 
 @pytest.mark.parametrize(("limit", "lengths"), [(256, [1, 2, 7, 33, 128]), (20, [1, 2, 7, 20]), (1, [1])])
 def test_the_sweep_covers_every_shape_and_noise(limit: int, lengths: list[int]) -> None:
-    config = make_config("llada", max_length=limit)
+    config = Settings.of_model(make_config("llada", max_length=limit))
     feeds = list(sweep(config, 0))
     shapes = [one.input_ids.shape for one in feeds]
     assert shapes == [(batch, length) for batch in (1, 3) for length in lengths for _ in SWEEP_NOISE]
@@ -83,7 +94,7 @@ def test_the_sweep_covers_every_shape_and_noise(limit: int, lengths: list[int]) 
 
 
 def test_equal_seeds_give_equal_sweeps() -> None:
-    config = make_config("dream")
+    config = Settings.of_model(make_config("dream"))
     pairs = [[one.input_ids.tobytes() for one in sweep(config, seed)] for seed in (0, 0, 1)]
     assert pairs[0] == pairs[1]
     assert pairs[0] != pairs[2]

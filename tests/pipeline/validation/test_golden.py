@@ -6,12 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.fx import GraphModule
 
-from pipeline.backends.backend import INPUTS, OUTPUTS
+from passes.graph import set_attributes
+from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds, Record
 from pipeline.backends.ort import OrtSession, open_session
 from pipeline.errors import ValidationFailed
+from pipeline.runner.loop import BANNED
 from pipeline.runner.self_test import self_test
-from pipeline.validation.golden import SMALLEST_TOLERANCE, golden_feeds, write_golden
+from pipeline.validate import torch_session
+from pipeline.validation.golden import SMALLEST_TOLERANCE, _tolerance, golden_feeds, write_golden
+from pipeline.validation.rounding import Rounded
 from tests.pipeline.validation.conftest import Lowered
 
 
@@ -21,12 +27,12 @@ def session(lowered: Lowered) -> OrtSession:
 
 
 def test_what_is_recorded_replays(lowered: Lowered, session: OrtSession, tmp_path: Path) -> None:
-    config = lowered.checkpoint.config
-    assert write_golden(tmp_path / "golden", session, lowered.reference, config, 0) == 2
+    settings = lowered.settings
+    assert write_golden(tmp_path / "golden", session, lowered.graph, settings, 0) == 2
     replays = self_test(session, tmp_path / "golden")
     assert [replay.name for replay in replays] == ["pass-0.json", "pass-1.json"]
     assert all(value == 0.0 for replay in replays for value in replay.differences.values())
-    for number, feeds in enumerate(golden_feeds(config, 0)):
+    for number, feeds in enumerate(golden_feeds(settings, 0)):
         golden = json.loads((tmp_path / "golden" / f"pass-{number}.json").read_text())
         assert golden["inputs"].keys() == set(INPUTS)
         assert golden["record"].keys() == set(OUTPUTS)
@@ -40,8 +46,54 @@ def test_what_is_recorded_replays(lowered: Lowered, session: OrtSession, tmp_pat
     assert all(replay.wrong_ids == 0 for replay in torch_too)
 
 
+class OtherMachine:
+    """Torch, rounding otherwise on every operation, enough to move a code."""
+
+    top_k = 8
+
+    def __init__(self, graph: GraphModule, seed: int, scale: float) -> None:
+        self.graph, self.seed, self.scale = graph, seed, scale
+
+    @torch.no_grad()
+    def run(self, feeds: Feeds) -> Record:
+        exact, draw = Rounded(self.graph), torch.Generator().manual_seed(self.seed)
+        moved = Rounded(self.graph, draw=draw, scale=self.scale)
+        inputs = [torch.from_numpy(array) for array in feeds.as_dict().values()]
+        exact.run(*inputs)
+        outputs = moved.run(*inputs)
+        self.moved = sum(int((a[0] != b[0]).sum()) for a, b in zip(exact.left, moved.left, strict=True))
+        return Record(**{name: tensor.numpy() for name, tensor in zip(OUTPUTS, outputs, strict=True)})
+
+    def close(self) -> None:
+        return None
+
+
+def test_another_machine_passes_and_damage_fails(lowered: Lowered, session: OrtSession, tmp_path: Path) -> None:
+    write_golden(tmp_path / "golden", session, lowered.graph, lowered.settings, 0)
+    moved = 0
+    for seed in range(1000, 1008):
+        other = OtherMachine(lowered.graph, seed, 64.0)
+        self_test(other, tmp_path / "golden")
+        moved += other.moved
+    assert moved > 0  # or nothing was shown: a code that moves changes a record by far more than its roundings
+    weights = lowered.weights.all()
+    damaged = weights["blocks.0.mlp.down_proj.w_scale"] * 1.5
+    graph = torch_session(lowered.checkpoint, lowered.recipe, lowered.weights, lowered=True).graph
+    assert isinstance(graph, GraphModule)
+    set_attributes(graph, weights | {"blocks.0.mlp.down_proj.w_scale": damaged})
+    with pytest.raises(ValidationFailed):
+        self_test(OtherMachine(graph, 0, 1.0), tmp_path / "golden")
+
+
+def test_a_banned_logit_does_not_widen_the_tolerance(lowered: Lowered, session: OrtSession) -> None:
+    feeds = golden_feeds(lowered.settings, 0)[0]
+    record = session.run(feeds)
+    record.top_logits[..., -1] = BANNED
+    assert _tolerance("top_logits", record, [record, record]) <= 1e-3
+
+
 def test_a_changed_record_does_not_replay(lowered: Lowered, session: OrtSession, tmp_path: Path) -> None:
-    write_golden(tmp_path, session, lowered.reference, lowered.checkpoint.config, 0)
+    write_golden(tmp_path, session, lowered.graph, lowered.settings, 0)
     golden = json.loads((tmp_path / "pass-1.json").read_text())
     golden["record"]["lse_t"][1][2] += 2 * golden["tolerance"]["lse_t"]
     (tmp_path / "pass-1.json").write_text(json.dumps(golden))
@@ -51,7 +103,7 @@ def test_a_changed_record_does_not_replay(lowered: Lowered, session: OrtSession,
 
 def test_the_same_seed_gives_the_same_files(lowered: Lowered, session: OrtSession, tmp_path: Path) -> None:
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_golden(tmp_path / place, session, lowered.reference, lowered.checkpoint.config, seed)
+        write_golden(tmp_path / place, session, lowered.graph, lowered.settings, seed)
     for name in ("pass-0.json", "pass-1.json"):
         first, again, other = ((tmp_path / place / name).read_bytes() for place in "abc")
         assert first == again
@@ -60,7 +112,7 @@ def test_the_same_seed_gives_the_same_files(lowered: Lowered, session: OrtSessio
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 20, 256])
 def test_canvases_fit_the_model(lowered: Lowered, limit: int) -> None:
-    config = replace(lowered.checkpoint.config, max_length=limit)
+    config = replace(lowered.settings, max_length=limit)
     for feeds in golden_feeds(config, 0):
         batch, length = feeds.input_ids.shape
         assert length <= limit

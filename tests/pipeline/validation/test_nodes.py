@@ -7,21 +7,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
 
+from pipeline.backends.backend import Feeds
 from pipeline.capture import capture_whole, materialise
 from pipeline.quantize import simulate
 from pipeline.recipe_file import load_recipe
-from pipeline.validation.feeds import sweep
 from pipeline.validation.nodes import CODE_SHARE, NodeCheck, check_nodes
 from tests.pipeline.validation.conftest import Lowered, flip, spoil, swap
 
 SITES = ["attn.q_k_v_proj", "attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
 
 
-def inputs_of(lowered: Lowered) -> list[Tensor]:
-    feeds = next(one for one in sweep(lowered.checkpoint.config, 0) if one.input_ids.shape == (3, 33))
-    return [torch.from_numpy(array) for array in feeds.as_dict().values()]
+def inputs_of(lowered: Lowered) -> list[Feeds]:
+    return [next(one for one in lowered.feeds if one.input_ids.shape == (3, 33))]
 
 
 def failed(checks: list[NodeCheck]) -> list[str]:
@@ -82,6 +80,50 @@ def test_nan_in_any_output_of_the_head_fails(lowered: Lowered, output: int, monk
     monkeypatch.setattr(onnxruntime, "InferenceSession", Poisoned)
     names = failed(check_nodes(lowered.work / "model.onnx", lowered.graph, inputs_of(lowered)))
     assert names == ["head"]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_in_a_scale_of_a_quantiser_fails(lowered: Lowered, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poisoned(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def run(self, *arguments: Any) -> list[Any]:
+            results: list[Any] = super().run(*arguments)
+            if len(results) == 2:
+                results[1].ravel()[place] = np.nan
+            return results
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Poisoned)
+    checks = check_nodes(lowered.work / "model.onnx", lowered.graph, inputs_of(lowered))
+    assert [check.passed for check in checks] == [check.op != "DllmcQuantize" for check in checks]
+    assert all(np.isnan(check.largest) for check in checks if check.op == "DllmcQuantize")
+
+
+def test_counts_are_summed_over_passes(lowered: Lowered) -> None:
+    one, other = inputs_of(lowered)[0], lowered.feeds[0]
+    path = lowered.work / "model.onnx"
+    separate = [check_nodes(path, lowered.graph, [feeds]) for feeds in (one, other)]
+    both = check_nodes(path, lowered.graph, [one, other])
+    assert [check.places for check in both] == [a.places + b.places for a, b in zip(*separate, strict=True)]
+    assert failed(both) == []
+
+
+def test_one_code_may_move_where_there_are_thousands(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one step, and not in a node that computes no floats before it rounds."""
+    step = 1
+
+    class Moved(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def run(self, *arguments: Any) -> list[Any]:
+            results: list[Any] = super().run(*arguments)
+            if len(results) == 2:
+                results[0].ravel()[0] -= step * (1 if results[0].ravel()[0] > 0 else -1)
+            return results
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Moved)
+    checks = check_nodes(lowered.work / "model.onnx", lowered.graph, inputs_of(lowered))
+    quantisers = [check.node for check in checks if check.op == "DllmcQuantize"]
+    assert failed(checks) == [quantisers[1], quantisers[3]]  # of attention's and the MLP's inner values
+    step = 2
+    checks = check_nodes(lowered.work / "model.onnx", lowered.graph, inputs_of(lowered))
+    assert failed(checks) == quantisers
 
 
 def test_a_file_with_other_nodes_is_refused(lowered: Lowered) -> None:

@@ -75,7 +75,7 @@ def test_only_rows_that_count_are_counted() -> None:
     other[0, 0, 7] = 5.0  # parts from the reference
     other[1, 1, 3] = 50.0  # agrees and is surer, but does not count
     batch = scored([[3, 3], [3, 3]], [[True, True], [True, False]])
-    quality = compare(Fixed(logits), Fixed(other), [batch, batch], V)
+    quality = compare([record_of(logits)] * 2, Fixed(other), [batch, batch], V)
     sure, wrong = (-torch.log_softmax(logits[0, 0].double(), -1)[i].item() for i in (3, 7))
     assert quality.tokens == 6
     assert quality.agreement == pytest.approx(2 / 3)
@@ -87,11 +87,11 @@ def test_nan_is_not_averaged_away() -> None:
     logits = torch.zeros(1, 2, V)
     broken = logits.clone()
     broken[0, 1] = float("nan")
-    quality = compare(Fixed(logits), Fixed(broken), [scored([[1, 1]], [[True, True]])], V)
+    quality = compare([record_of(logits)], Fixed(broken), [scored([[1, 1]], [[True, True]])], V)
     assert math.isnan(quality.nll_increase)
 
 
 def test_records_of_other_sizes_do_not_compare() -> None:
     logits = torch.zeros(1, 1, V)
-    with pytest.raises(ValueError, match="4 and 5 ids"):
-        compare(Fixed(logits), Fixed(logits, top_k=5), [scored([[1]], [[True]])], V)
+    with pytest.raises(ValueError, match="keep 4 ids, the session 5"):
+        compare([record_of(logits)], Fixed(logits, top_k=5), [scored([[1]], [[True]])], V)
