@@ -1,7 +1,7 @@
 """manifest.json: what a bundle is, and the size and SHA-256 of every file in it. Standard library only.
 
-It is written last. `checksum` covers the manifest itself and `identity` the files that say what the bundle computes: two
-exports of one recipe on one kind of machine have one identity, `sha256sum FILES | sha256sum` with sorted names.
+It is written last. `checksum` covers the manifest itself and `identity` the files that say what the bundle computes:
+two exports of one recipe on one kind of machine have one identity, `sha256sum FILES | sha256sum` with sorted names.
 """
 
 from __future__ import annotations
