@@ -1,14 +1,17 @@
 """A few passes and what came out of them, so that any machine can replay the bundle on itself.
 
-The tolerance covers another machine's float rounding. In a quantised graph that may move a code by one step; how far
-one step carries is measured: torch runs the pass again with an error of a rounding on every operation (`rounding`), so
-on the inputs of the quantisers too, and where no code moved, with errors four times as large, until one does.
+The tolerance covers another machine's float rounding, measured by running the pass in torch with an error of SCALE
+roundings on every operation (`rounding`), so on the inputs of the quantisers too:
 
     tolerance = max(1e-4 * largest magnitude, MARGIN * largest change in REPEATS runs or between torch and ONNX Runtime)
+
+A rounding that moves a code moves the record by far more, in a coarse graph by so much that no damage would show. So of
+up to TRIES canvases the first is taken whose codes all lie far enough from a half, else that of the least tolerance.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +24,13 @@ from pipeline.runner.settings import Settings
 from pipeline.validation.feeds import feeds_of, is_banned
 from pipeline.validation.rounding import Rounded
 
+FLOATS = OUTPUTS[1:]
 SHAPES = ((1, 16), (2, 24))
 SMALLEST_TOLERANCE = 1e-4
 MARGIN = 4.0
+SCALE = 2.0
 REPEATS = 4
-LARGEST_SCALE = 4.0**8  # 2^-8 of a value: what moves no code then has none to move
+TRIES = 16
 
 
 def golden_feeds(settings: Settings, seed: int) -> list[Feeds]:
@@ -45,47 +50,47 @@ def golden_feeds(settings: Settings, seed: int) -> list[Feeds]:
 def write_golden(folder: Path, session: Session, graph: GraphModule, settings: Settings, seed: int) -> int:
     """Write `folder`/pass-N.json from `session`; `graph`, the same in torch, shows how far rounding moves a record."""
     make_folder(folder)
-    feeds = golden_feeds(settings, seed)
-    for number, one in enumerate(feeds):
-        record = session.run(one)
-        spread = roundings(graph, one, seed)
-        content = {
-            "inputs": {name: array.tolist() for name, array in one.as_dict().items()},
-            "record": {name: array.tolist() for name, array in record.as_dict().items()},
-            "tolerance": {name: _tolerance(name, record, spread) for name in OUTPUTS if name != "top_ids"},
-        }
-        write_json(folder / f"pass-{number}.json", content)
-    return len(feeds)
+    for number in range(len(SHAPES)):
+        write_json(folder / f"pass-{number}.json", _steadiest(session, graph, settings, seed, number))
+    return len(SHAPES)
+
+
+def _steadiest(session: Session, graph: GraphModule, settings: Settings, seed: int, number: int) -> dict[str, Any]:
+    """The content of one file, from the canvas that roundings move least."""
+    best: dict[str, Any] = {}
+    least = np.inf
+    for attempt in range(TRIES):
+        feeds = golden_feeds(settings, seed * TRIES + attempt)[number]
+        record, spread = session.run(feeds), roundings(graph, feeds, seed)
+        floor, moved = zip(*(_bounds(name, record, spread) for name in FLOATS), strict=True)
+        if (ratio := float(np.max(np.divide(moved, floor)))) < least or not best:
+            least = ratio
+            best = {
+                "inputs": {name: array.tolist() for name, array in feeds.as_dict().items()},
+                "record": {name: array.tolist() for name, array in record.as_dict().items()},
+                "tolerance": dict(zip(FLOATS, map(max, floor, moved), strict=True)),
+            }
+        if least <= 1.0:
+            break
+    return best
 
 
 @torch.no_grad()
 def roundings(graph: GraphModule, feeds: Feeds, seed: int) -> list[Record]:
     """The record in torch, then those of REPEATS runs that round otherwise."""
     inputs = [torch.from_numpy(array) for array in feeds.as_dict().values()]
-    exact = Rounded(graph)
-    records = [_record(exact.run(*inputs))]
-    scale = 1.0
-    for repeat in range(REPEATS):
-        while True:
-            moved = Rounded(graph, draw=torch.Generator().manual_seed(seed * REPEATS + repeat), scale=scale)
-            found = _record(moved.run(*inputs))
-            if _codes_moved(exact, moved) or not exact.left or scale >= LARGEST_SCALE:
-                break
-            scale *= 4.0
-        records.append(found)
-    return records
-
-
-def _codes_moved(one: Rounded, other: Rounded) -> bool:
-    return any(not torch.equal(a[0], b[0]) for a, b in zip(one.left, other.left, strict=True))
+    draws = (torch.Generator().manual_seed(seed * REPEATS + repeat) for repeat in range(REPEATS))
+    runs = [Rounded(graph), *(Rounded(graph, draw=draw, scale=SCALE) for draw in draws)]
+    return [_record(run.run(*inputs)) for run in runs]
 
 
 def _record(outputs: Sequence[Tensor]) -> Record:
     return Record(**{name: output.numpy() for name, output in zip(OUTPUTS, outputs, strict=False)})
 
 
-def _tolerance(name: str, record: Record, spread: list[Record]) -> float:
+def _bounds(name: str, record: Record, spread: list[Record]) -> tuple[float, float]:
+    """The two arguments of the tolerance's max."""
     found, exact, *moved = (getattr(one, name).astype(np.float64) for one in (record, *spread))
     compared = ~is_banned(exact)
     largest = max(float(np.abs(other - exact)[compared].max()) for other in (found, *moved))
-    return max(SMALLEST_TOLERANCE * max(float(np.abs(found[compared]).max()), 1.0), MARGIN * largest)
+    return SMALLEST_TOLERANCE * max(float(np.abs(found[compared]).max()), 1.0), MARGIN * largest
