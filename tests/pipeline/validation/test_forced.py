@@ -106,6 +106,11 @@ def test_ids_and_logits_that_are_banned_are_not_compared(lowered: Lowered, writt
     spoil(written, "head.w_scale", lambda view: view.__setitem__(slice(0, 3), view[:3] * 1.001), np.float32)
     comparison = forced_model(written, lowered.graph, lowered.feeds).compare(few)
     assert comparison.share > 1.0
+    logits = np.array([[2.0, 1.0, BANNED]], np.float32)
+    assert _difference("top_logits", logits * np.array([1, 1.01, 1.0001], np.float32), logits) == pytest.approx(
+        0.01 / np.sqrt(2.5), rel=1e-3
+    )
+    assert _difference("top_logits", np.zeros_like(logits), logits) >= 1.0
 
 
 def test_small_tensors_are_compared_in_their_own_units() -> None:
