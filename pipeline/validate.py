@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer
 
 from passes.base import run
-from passes.invariants import check_lowered
+from passes.invariants import check_lowered, check_quantized
 from passes.lowering import LOWERING
+from passes.widen_floats import WidenFloats
 from pipeline.backends.backend import Feeds
 from pipeline.backends.eager import EagerSession
 from pipeline.backends.ort import open_session
@@ -41,8 +42,7 @@ def torch_session(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, *, l
     part = recipe.lowering
     graph = capture_whole(checkpoint.config, top_k=part.top_k, debug_logits=part.debug_logits)
     simulate(graph, recipe)
-    if lowered:
-        run(graph, LOWERING, check_lowered)
+    run(graph, LOWERING if lowered else [WidenFloats()], check_lowered if lowered else check_quantized)
     return EagerSession(materialise(graph, weights.all()), top_k=part.top_k)
 
 
