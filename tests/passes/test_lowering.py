@@ -34,7 +34,7 @@ PLANS: dict[str, tuple[QuantPlan, list[int]]] = {
     "w4a16": (QuantPlan(linear=QuantSpec(w_bits=4, w_group=16), head=W8A8), [1, 1, 0, 0]),
     "w3a16, float head": (QuantPlan(linear=QuantSpec(w_bits=3, w_group=16), head=None), [0, 0, 0, 0]),
     "some skipped": (QuantPlan(linear=W4A4, head=W8A8, skip=("*.down_proj", "blocks.1.*")), [4, 3, 1, 1]),
-    "head skipped": (QuantPlan(linear=W4A4, head=W8A8, skip=("head",)), [8, 4, 2, 4]),
+    "float head": (QuantPlan(linear=W4A4, head=None), [8, 4, 2, 4]),
     "int8 embedding": (QuantPlan(linear=W8A8, head=W8A8, embedding_bits=8), [9, 5, 2, 4]),
     "nothing": (QuantPlan(linear=None, head=None), [0, 0, 0, 0]),
 }
