@@ -36,6 +36,7 @@ from pipeline.progress import Progress, Stage
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import dump_recipe
+from pipeline.validate import settings_of
 from pipeline.validate import validate as prove
 from pipeline.version import VERSION
 
@@ -64,7 +65,7 @@ def calibrate(job: Job, stage: Stage) -> list[str]:
     count = _counter(stage, len(pieces(config)), "pieces")
     stats = collect_stats(job.checkpoint, states, num_buckets=part.noise_buckets, on_piece=count)
     save_file(stats.tensors(), job.work.path / STATS)
-    need = "" if METHODS[job.recipe.method].needs_calibration else f"; {job.recipe.method} does not need them"
+    need = "" if METHODS[job.recipe.method].needs_calibration else f"; method {job.recipe.method} does not need them"
     stage.finish(f"moments of {len(stats.table)} site states from {part.samples} canvases{need}")
     return [STATS]
 
@@ -190,6 +191,7 @@ def export(
     checkpoint = open_checkpoint(resolve(model))
     recipe.check_against(checkpoint.config)
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
+    settings_of(checkpoint, recipe, Tokenizer.from_str(tokenizer.text))  # refuses a top_k that the ids cannot fill
     torch.set_num_threads(recipe.threads)
     licence = read_licence(checkpoint.folder)
     work = WorkFolder(output, force=force, model=checkpoint.folder)
