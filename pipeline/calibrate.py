@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.graph import drop_weights
+from passes.graph import attributes, drop_weights
 from passes.observe import Observed
 from passes.stats import STATES, Stats
 from pipeline.calibration.states import States
@@ -45,6 +45,11 @@ class Canvas:
         self.valid = torch.arange(length)[None, :] < states.kv_len[:, None]
         self.visible = self.valid[:, None, None, :].expand(-1, 1, length, -1)
 
+    def enter(self, ends: GraphModule) -> None:
+        """The embeddings become the residual stream; the head, which is in the same graph, gets no rows."""
+        width = attributes(ends)["embed.weight"].shape[1]
+        self.x, _ = ends(self.states.input_ids, torch.empty(len(self.valid), 0, width))
+
 
 @torch.no_grad()
 def collect_stats(
@@ -58,9 +63,7 @@ def collect_stats(
     for piece, graph in float_pieces(checkpoint, keep_ends=True):
         for canvas in canvases:
             if piece.name == ENDS:
-                canvas.x, _ = graph(
-                    canvas.states.input_ids, torch.zeros(*canvas.valid.shape, checkpoint.config.hidden_size)
-                )
+                canvas.enter(graph)
             else:
                 canvas.x = _observed(graph, canvas, stats, (canvas.x, canvas.cos, canvas.sin, canvas.visible))
         if piece.name == ENDS:

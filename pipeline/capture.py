@@ -113,13 +113,20 @@ def capture_piece(config: ModelConfig, piece: Piece, weights: dict[str, Tensor])
 # Tracing takes most of the time of a small export, and every block has the same graph: each kind is traced once.
 @cache
 def _whole_template(config: ModelConfig, top_k: int, debug_logits: bool) -> GraphModule:
-    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
     with torch.device("meta"):
         module = Recorded(config, top_k=top_k, debug_logits=debug_logits)
-        ids, lengths, rows_of = (torch.zeros(shape, dtype=torch.long) for shape in ((2, 5), (2,), (2, 3)))
-        example = (ids, ids.clone(), lengths, rows_of, torch.zeros(config.embedding_size), torch.zeros(2))
+    return _trace(module, *whole_inputs(config))
+
+
+def whole_inputs(config: ModelConfig) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+    """Inputs of the whole graph to trace it with, on the meta device, and which of their dimensions vary."""
+    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
+    with torch.device("meta"):
+        ids, lengths, chosen = (torch.zeros(shape, dtype=torch.long) for shape in ((2, 5), (2,), (2, 3)))
+        # Of one tensor given twice the exporter makes one input.
+        example = (ids, ids.clone(), lengths, chosen, torch.zeros(config.embedding_size), torch.zeros(2))
     canvas, per_row = {0: batch, 1: query}, {0: batch}
-    return _trace(module, example, (canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row))
+    return example, (canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row)
 
 
 @cache

@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from torch.export import Dim
 from torch.fx import GraphModule
 
 import plugins
@@ -21,7 +20,7 @@ from passes.graph import attributes
 from passes.invariants import check_lowered
 from passes.lowering import LOWERING
 from pipeline.backends.precheck import precheck
-from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole
+from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole, whole_inputs
 from pipeline.errors import InputRefused
 from pipeline.models.config import ModelConfig
 from pipeline.quantize import Weights, simulate
@@ -31,10 +30,16 @@ IR_VERSION = 11
 ALIGNMENT = 4096  # one page, so that a runtime can map the weights
 
 
-def lowered_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
-    """The graph of ops that is translated, on the meta device."""
+def simulated_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
+    """The whole model with simulated quantisation, on the meta device."""
     graph = capture_whole(config, top_k=recipe.lowering.top_k, debug_logits=recipe.lowering.debug_logits)
     simulate(graph, recipe)
+    return graph
+
+
+def lowered_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
+    """The graph of ops that is translated, on the meta device."""
+    graph = simulated_graph(config, recipe)
     run(graph, LOWERING, check_lowered)
     return graph
 
@@ -72,21 +77,18 @@ def write_onnx(
 
 def translate(graph: GraphModule, config: ModelConfig, recipe: Recipe) -> ir.Model:
     """ONNX model without weight values."""
-    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
-    ids, lengths, chosen = (torch.zeros(s, dtype=torch.long, device="meta") for s in ((2, 5), (2,), (2, 3)))
-    bias, inv_temp = (torch.zeros(n, device="meta") for n in (config.embedding_size, 2))
-    canvas, per_row = {0: batch, 1: query}, {0: batch}
+    example, shapes = whole_inputs(config)
     with quiet_exporter():
         program = torch.onnx.export(
             graph,
-            (ids, ids.clone(), lengths, chosen, bias, inv_temp),
+            example,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=recipe.lowering.opset,
             input_names=list(INPUT_NAMES),
             output_names=[*OUTPUT_NAMES, "logits"] if recipe.lowering.debug_logits else list(OUTPUT_NAMES),
-            dynamic_shapes=(canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row),
+            dynamic_shapes=shapes,
             custom_translation_table=dict(plugins.translation_table().items()),
         )
     assert program is not None

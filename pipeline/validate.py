@@ -9,18 +9,18 @@ import torch
 from tokenizers import Tokenizer
 
 from passes.base import run
-from passes.invariants import check_lowered, check_quantized
-from passes.lowering import LOWERING
+from passes.invariants import check_quantized
 from passes.widen_floats import WidenFloats
 from pipeline.backends.backend import Feeds
 from pipeline.backends.eager import EagerSession
 from pipeline.backends.ort import open_session
 from pipeline.calibration.states import States, builtin_corpus, noised_states
-from pipeline.capture import capture_whole, materialise
+from pipeline.capture import materialise
 from pipeline.errors import UsageFault, ValidationFailed
 from pipeline.folder import GOLDEN, MODEL, VALIDATION, write_json
+from pipeline.lower import lowered_graph, simulated_graph
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.quantize import Weights, simulate
+from pipeline.quantize import Weights
 from pipeline.recipe import Recipe, linear_names
 from pipeline.runner.settings import Settings
 from pipeline.validation.feeds import SWEEP_NOISE, scored_batches, sweep, unbanned
@@ -39,11 +39,12 @@ WORST_SHOWN = 3
 
 def torch_session(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, *, lowered: bool) -> EagerSession:
     """The whole quantised model in torch: simulated, or as the references of the ops that were exported."""
-    part = recipe.lowering
-    graph = capture_whole(checkpoint.config, top_k=part.top_k, debug_logits=part.debug_logits)
-    simulate(graph, recipe)
-    run(graph, LOWERING if lowered else [WidenFloats()], check_lowered if lowered else check_quantized)
-    return EagerSession(materialise(graph, weights.all()), top_k=part.top_k)
+    if lowered:
+        graph = lowered_graph(checkpoint.config, recipe)
+    else:
+        graph = simulated_graph(checkpoint.config, recipe)
+        run(graph, [WidenFloats()], check_quantized)
+    return EagerSession(materialise(graph, weights.all()), top_k=recipe.lowering.top_k)
 
 
 def measurement_states(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer) -> States:

@@ -28,7 +28,7 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
         set_attributes(quantised, state_of(quantised, weights))
         if piece.name == ENDS:
             held = graph, quantised
-            canvas.x, _ = graph(states.input_ids, torch.zeros(*canvas.valid.shape, checkpoint.config.hidden_size))
+            canvas.enter(graph)
             continue
         inputs = (canvas.x, canvas.cos, canvas.sin, canvas.visible)
         canvas.x = _compare(graph, quantised, inputs, canvas.valid, errors)

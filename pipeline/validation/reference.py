@@ -22,8 +22,7 @@ def records(checkpoint: Checkpoint, batches: Sequence[tuple[States, Feeds]], *, 
     for piece, graph in float_pieces(checkpoint, keep_ends=True):
         for canvas in canvases:
             if piece.name == ENDS:
-                ids = canvas.states.input_ids
-                canvas.x, _ = graph(ids, torch.zeros(*ids.shape, checkpoint.config.hidden_size))
+                canvas.enter(graph)
             else:
                 canvas.x = graph(canvas.x, canvas.cos, canvas.sin, canvas.visible)
         if piece.name == ENDS:
