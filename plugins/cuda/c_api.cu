@@ -1,0 +1,21 @@
+// The ops with C linkage, for Python's ctypes: the same argument structures, the same reasons.
+#include "kernels.h"
+
+#define DLLMC_EXPORT extern "C" __attribute__((visibility("default")))
+
+DLLMC_EXPORT const char* dllmc_device(dllmc::Device* device) { return dllmc::current_device(*device); }
+
+#define DLLMC_OP(name, Args)                                                                              \
+  DLLMC_EXPORT const char* dllmc_##name##_check(const dllmc::Args* args) { return dllmc::check(*args); }  \
+  DLLMC_EXPORT size_t dllmc_##name##_workspace(const dllmc::Args* args, const dllmc::Device* device) {    \
+    return dllmc::workspace_bytes(*args, *device);                                                        \
+  }                                                                                                       \
+  DLLMC_EXPORT const char* dllmc_##name(const dllmc::Args* args, const dllmc::Launch* launch) {           \
+    return dllmc::run(*args, *launch);                                                                    \
+  }                                                                                                       \
+  DLLMC_EXPORT size_t dllmc_##name##_size() { return sizeof(dllmc::Args); }
+
+DLLMC_OP(quantize, QuantizeArgs)
+DLLMC_OP(linear, LinearArgs)
+DLLMC_OP(head, HeadArgs)
+DLLMC_OP(rotate, RotateArgs)

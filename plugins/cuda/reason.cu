@@ -1,0 +1,42 @@
+// Reasons and the device: what every op's host side shares.
+#include <cstdarg>
+#include <cstdio>
+
+#include "kernels.h"
+#ifndef DLLMC_HOST
+#include <cuda_runtime_api.h>
+#endif
+
+namespace dllmc {
+
+const char* reason(const char* format, ...) {
+  static thread_local char buffer[256];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(buffer, sizeof(buffer), format, arguments);
+  va_end(arguments);
+  return buffer;
+}
+
+#ifdef DLLMC_HOST
+const char* current_device(Device& device) {
+  device = {80, 4, 100 * 1024};
+  return nullptr;
+}
+#else
+const char* current_device(Device& device) {
+  int id = 0, major = 0, minor = 0;
+  cudaError_t status = cudaGetDevice(&id);
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, id);
+  };
+  ask(major, cudaDevAttrComputeCapabilityMajor);
+  ask(minor, cudaDevAttrComputeCapabilityMinor);
+  ask(device.num_sms, cudaDevAttrMultiProcessorCount);
+  ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.arch = 10 * major + minor;
+  return status == cudaSuccess ? nullptr : reason("no CUDA device: %s", cudaGetErrorString(status));
+}
+#endif
+
+}  // namespace dllmc
