@@ -15,6 +15,11 @@ def code_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def codes_per_byte(bits: int) -> int:
+    """How many codes of a format share a byte in memory."""
+    return 2 if bits <= 4 else 1
+
+
 def pack_int4(codes: Tensor) -> Tensor:
     """Pack int8 codes -8..7 [..., K] into uint8 [..., K/2]. Raises ValueError for odd K or codes out of range."""
     if codes.shape[-1] % 2:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from plugins.body import DOUBLE, FLOAT, Body
+from plugins.int4 import codes_per_byte
 from plugins.integer_matmul import integer_matmul, write_matmul, write_operands
+from plugins.layout import from_layout, write_canonical
 from plugins.op import Attributes, check_together
 
 LINEAR_FLAGS = {"has_zero": ("zero", "w_sum"), "has_bias": ("bias",), "has_residual": ("residual",)}
@@ -65,8 +67,7 @@ def integer_linear(
 
     Raises ValueError for sizes that do not fit, swiglu with a residual, or an unknown layout.
     """
-    if layout != 0:
-        raise ValueError(f"unknown weight layout; got {layout}, expected 0 (canonical)")
+    weight = from_layout(weight, layout, codes_per_byte(w_bits))
     if swiglu and residual is not None:
         raise ValueError("swiglu halves the outputs and takes no residual")
     check_together(zero=zero, w_sum=w_sum)
@@ -138,10 +139,12 @@ def _write_swiglu(body: Body, y: ir.Value) -> ir.Value:
 
 def write_linear(body: Body, v: Mapping[str, ir.Value], attributes: Attributes) -> list[ir.Value]:
     """Nodes of `integer_linear`."""
+    w_bits = int(attributes["w_bits"])
+    v = {**v, "weight": write_canonical(body, v["weight"], int(attributes["layout"]), codes_per_byte(w_bits))}
     if attributes["a_group"] or attributes["w_group"]:
         y = _write_groups(body, v, attributes)
     else:
-        y = _write_rows(body, v, int(attributes["a_bits"]), int(attributes["w_bits"]))
+        y = _write_rows(body, v, int(attributes["a_bits"]), w_bits)
     if "bias" in v:
         y = body("Add", y, v["bias"])
     if attributes["swiglu"]:

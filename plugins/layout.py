@@ -7,8 +7,11 @@
 Shape letters: N outputs, K inner.
 """
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
+
+from plugins.body import INT8, Body
 
 TILE_OUTPUTS = 16
 TILE_BYTES = 64
@@ -45,3 +48,18 @@ def from_layout(weight: Tensor, layout: int, codes_per_byte: int = 1) -> Tensor:
     stored = [tiles[axis] for axis in order]
     back = [order.index(axis) for axis in range(len(order))]
     return weight.reshape(stored).permute(back).reshape(weight.shape)
+
+
+def write_canonical(body: Body, weight: ir.Value, layout: int, codes_per_byte: int = 1) -> ir.Value:
+    """Nodes of `from_layout` on codes [N, K]: INT8 in canonical order; the value itself for layout 0."""
+    if not layout:
+        return weight
+    tiles = _tiles(torch.Size((TILE_OUTPUTS, TILE_BYTES * codes_per_byte)), layout, codes_per_byte)
+    order = _ORDERS[layout]
+    columns = body("Div", body.size(weight, -1), body.ints(TILE_BYTES * codes_per_byte))
+    sizes = {0: body.ints(-1), 3: columns}
+    stored = body.join(*(sizes.get(axis) or body.ints(tiles[axis]) for axis in order))
+    # INT4 has no Reshape kernel.
+    tile = body("Reshape", body.cast(weight, INT8), stored)
+    rows = body("Transpose", tile, perm=[order.index(axis) for axis in range(len(order))])
+    return body("Reshape", rows, body("Shape", weight))
