@@ -1,0 +1,123 @@
+"""The compilers of the kernels: where they are, their flags, and libraries made once per content of their sources.
+
+Every object is kept under a name that hashes its flags and all the files it includes, so that only what changed is
+compiled again, and processes that build at once share the work.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CUDA = Path(__file__).parent / "cuda"
+BUILD = Path(__file__).parents[1] / "build" / "kernels"
+
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+# Floats are never contracted, misaligned loads end the process, two loaded builds keep their own threads' state.
+HOST_FLAGS = (
+    "-x", "c++", "-std=c++17", "-DDLLMC_HOST", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden",
+    "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all", *WARNINGS,
+)  # fmt: skip
+
+
+class ToolMissingError(RuntimeError):
+    """A program that a build needs is not on this machine; the message names it."""
+
+
+def host_compiler() -> Path:
+    """The C++ compiler: $CXX or g++."""
+    found = shutil.which(os.environ.get("CXX", "g++"))
+    if not found:
+        raise ToolMissingError("no C++ compiler (g++)")
+    return Path(found)
+
+
+def sources(folder: Path = CUDA) -> list[Path]:
+    """The kernels' translation units."""
+    return sorted(folder.glob("*.cu"))
+
+
+def _includes(source: Path, seen: set[Path]) -> set[Path]:
+    """`source` and every file of ours that it includes."""
+    if source not in seen:
+        seen.add(source)
+        for name in re.findall(r'^\s*#\s*include "([^"]+)"', source.read_text(), re.MULTILINE):
+            for folder in (source.parent, CUDA):
+                if (folder / name).exists():
+                    _includes((folder / name).resolve(), seen)
+                    break
+    return seen
+
+
+def _digest(command: Sequence[str], files: Sequence[Path]) -> str:
+    digest = hashlib.sha256("\0".join(command).encode())
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: Sequence[str], output: Path) -> None:
+    """Run a compiler that writes `output`, which appears whole or not at all. Raises RuntimeError: what it printed."""
+    part = output.with_name(f"{output.name}.{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    part.replace(output)
+
+
+def compiled(command: Sequence[str], source: Path, suffix: str, folder: Path = BUILD) -> Path:
+    """`source` compiled by `command` (compiler and flags), taken from `folder` where it was made before."""
+    digest = _digest(command, list(_includes(source.resolve(), set())))
+    output = folder / "objects" / f"{source.stem}-{digest}{suffix}"
+    with _locked(output.with_suffix(".lock")):
+        if not output.exists():
+            _run([*command, str(source)], output)
+    return output
+
+
+def linked(command: Sequence[str], objects: Sequence[Path], name: str, folder: Path = BUILD) -> Path:
+    """The library `name` of `objects`, whose names tell their contents."""
+    digest = hashlib.sha256("\0".join([*command, *(file.name for file in objects)]).encode()).hexdigest()[:16]
+    output = folder / f"lib{name}-{digest}.so"
+    with _locked(output.with_suffix(".lock")):
+        if not output.exists():
+            _run([*command, *map(str, objects)], output)
+    return output
+
+
+def build_host(folder: Path = BUILD) -> Path:
+    """The kernels as a library of host C++. Raises ToolMissingError without a compiler, RuntimeError if one fails."""
+    compiler = str(host_compiler())
+    command = [compiler, *HOST_FLAGS, f"-I{CUDA}", "-c"]
+    objects = [compiled(command, source, ".o", folder) for source in sources()]
+    objects += [_missing_ops(compiler, objects, folder)]
+    link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
+    return linked(link, objects, "dllmc_host", folder)
+
+
+def _missing_ops(compiler: str, objects: Sequence[Path], folder: Path) -> Path:
+    """Ops whose sources are not written yet, as functions that end the process when called."""
+    symbols = [
+        line.split()
+        for file in objects
+        for line in subprocess.run(["nm", str(file)], capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603, S607
+    ]
+    defined = {words[-1] for words in symbols if words[-2] in "TW"}
+    missing = sorted({words[-1] for words in symbols if words[-2] == "U" and "5dllmc" in words[-1]} - defined)
+    text = "".join(f'extern "C" void {name}() {{ __builtin_trap(); }}\n' for name in missing)
+    source = folder / "objects" / f"missing-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
+    source.write_text(text)
+    return compiled([compiler, "-x", "c++", "-fPIC", "-c"], source, ".o", folder)
