@@ -63,9 +63,13 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 class CudaLibrary:
-    """A loaded library of kernels; `device` overrides what the plans are told (the host build can play any)."""
+    """A loaded library of kernels; `device` overrides what the plans are told (the host build can play any).
 
-    def __init__(self, path: Path, device: Device | None = None) -> None:
+    `poisoned` outputs are filled first, so that what a kernel leaves unwritten shows; for timing they are not.
+    """
+
+    def __init__(self, path: Path, device: Device | None = None, poisoned: bool = True) -> None:
+        self.poisoned = poisoned
         self._library = ctypes.CDLL(str(path))
         for name, structure in _ARGS.items():
             for suffix in ("", "_check"):
@@ -82,6 +86,10 @@ class CudaLibrary:
         if reason := self._library.dllmc_device(ctypes.byref(device)):
             raise ValueError(reason.decode())
         return device
+
+    def _output(self, shape: tuple[int, ...], fill: float, dtype: torch.dtype, like: Tensor) -> Tensor:
+        empty = torch.empty(shape, dtype=dtype, device=like.device)
+        return empty.fill_(fill) if self.poisoned else empty
 
     def _run(self, name: str, args: ctypes.Structure, like: Tensor, path: str) -> None:
         device = self.device
@@ -114,10 +122,10 @@ class CudaLibrary:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`quantize.quantize` with codes packed: int8 [..., K/2] for at most 4 bits. Raises ValueError: the reason."""
         *lead, inner = x.shape
-        codes = torch.full((*lead, inner // 2 if bits <= 4 else inner), 0x55, dtype=torch.int8, device=x.device)
+        codes = self._output((*lead, inner // 2 if bits <= 4 else inner), 0x55, torch.int8, x)
         groups = inner // a_group if a_group else 1
-        scale = torch.full((*lead, groups), torch.nan, device=x.device)
-        zero = torch.full((0,) if symmetric else (*lead, groups), 2**30, dtype=torch.int32, device=x.device)
+        scale = self._output((*lead, groups), torch.nan, torch.float32, x)
+        zero = self._output((0,) if symmetric else (*lead, groups), 2**30, torch.int32, x)
         args = QuantizeArgs(
             rows=x.numel() // inner, inner=inner, bits=bits, symmetric=symmetric, a_group=a_group,
             clip_lo=clip_lo, clip_hi=clip_hi, eps=eps, gate_axis=gate_axis, gate_size=gate_size,
@@ -154,7 +162,7 @@ class CudaLibrary:
         *lead, _ = codes.shape
         outputs = weight.shape[0]
         inner = weight.shape[1] * (2 if w_bits <= 4 else 1)
-        y = torch.full((*lead, outputs // 2 if swiglu else outputs), torch.nan, dtype=y_type, device=codes.device)
+        y = self._output((*lead, outputs // 2 if swiglu else outputs), torch.nan, y_type, codes)
         args = LinearArgs(
             rows=scale.numel() // scale.shape[-1], inner=inner, outputs=outputs, a_bits=a_bits, w_bits=w_bits,
             a_group=a_group, w_group=w_group, swiglu=swiglu, layout=layout, y_type=TYPES[y_type],
@@ -179,9 +187,9 @@ class CudaLibrary:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """`head.head` on weights in `layout`. Raises ValueError: the reason."""
         batch, rows, inner = codes.shape
-        top_ids = torch.full((batch, rows, top_k), -1, dtype=torch.int64, device=codes.device)
+        top_ids = self._output((batch, rows, top_k), -1, torch.int64, codes)
         shapes = ((batch, rows, top_k), *3 * ((batch, rows),))
-        floats = [torch.full(shape, torch.nan, device=codes.device) for shape in shapes]
+        floats = [self._output(shape, torch.nan, torch.float32, codes) for shape in shapes]
         args = HeadArgs(
             rows=batch * rows, rows_per_batch=rows, inner=inner, vocabulary=weight.shape[0], top_k=top_k,
             layout=layout, codes=_pointer(codes), scale=_pointer(scale), weight=_pointer(weight),
@@ -196,7 +204,7 @@ class CudaLibrary:
         self, x: Tensor, blocks: Tensor, perm: Tensor, y_type: torch.dtype = torch.float32, path: str = "auto"
     ) -> Tensor:
         """`rotate.rotate`. Raises ValueError: the reason."""
-        y = torch.full(x.shape, torch.nan, dtype=y_type, device=x.device)
+        y = self._output(tuple(x.shape), torch.nan, y_type, x)
         inner = x.shape[-1]
         args = RotateArgs(
             rows=x.numel() // inner, inner=inner, block=blocks.shape[-1], x_type=TYPES[x.dtype], y_type=TYPES[y_type],
