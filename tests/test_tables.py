@@ -49,7 +49,8 @@ def test_every_family_is_in_its_table() -> None:
 
 
 def test_every_op_is_in_its_table() -> None:
-    infrastructure = {"affine_grid", "body", "functions", "int4", "integer_linear", "integer_matmul", "op"}
+    infrastructure = {"affine_grid", "body", "cuda_library", "functions", "int4", "integer_linear", "integer_matmul"}
+    infrastructure |= {"layout", "op", "toolchain"}
     assert set(plugins.OPS) == modules_of(plugins, but=infrastructure)
 
 
