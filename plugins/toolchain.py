@@ -107,7 +107,7 @@ def build_host(folder: Path = BUILD) -> Path:
     for source in sources():
         try:
             objects.append(compiled(command, source, ".o", folder))
-        except RuntimeError as error:  # while several hands write at once, a broken file leaves the others usable
+        except RuntimeError as error:  # noqa: PERF203 - one broken file leaves the others usable
             sys.stderr.write(f"{error}\n")
     objects += [_missing_ops(compiler, objects, folder)]
     link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
