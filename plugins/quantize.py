@@ -54,6 +54,36 @@ def _transform(x: Tensor, left: Tensor, right: Tensor, state: Tensor | None, gat
     return tile.flatten(-2)
 
 
+def prepare(
+    x: Tensor,
+    norm_weight: Tensor | None = None,
+    channel_scale: Tensor | None = None,
+    tac_matrix: Tensor | None = None,
+    tac_bias: Tensor | None = None,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+    state: Tensor | None = None,
+    eps: float = 1e-5,
+    gate_axis: int = 0,
+    gate_size: int = 0,
+) -> Tensor:
+    """Everything before the grid: float32 [..., K]; arguments as `quantize` has them."""
+    check_together(tac_matrix=tac_matrix, tac_bias=tac_bias)
+    check_together(left=left, right=right)
+    x = x.float()
+    if norm_weight is not None:
+        x = _normalise(x, norm_weight, eps)
+    if channel_scale is not None:
+        x = x * channel_scale
+    if tac_matrix is not None and tac_bias is not None:
+        x = _compensate(x, tac_matrix, tac_bias)
+    if left is not None and right is not None:
+        return _transform(x, left, right, state, gate_axis, gate_size)
+    if state is not None:
+        raise ValueError("the state gate acts on the Kronecker tile; give left and right with state")
+    return x
+
+
 def quantize(
     x: Tensor,
     norm_weight: Tensor | None = None,
@@ -77,19 +107,7 @@ def quantize(
     norm_weight, channel_scale, tac_bias [K]; tac_matrix [K/g, g, g]; left [a, a]; right [b, b]; state int32, one a row.
     Raises ValueError for sizes that do not fit or a state without a transform.
     """
-    check_together(tac_matrix=tac_matrix, tac_bias=tac_bias)
-    check_together(left=left, right=right)
-    x = x.float()
-    if norm_weight is not None:
-        x = _normalise(x, norm_weight, eps)
-    if channel_scale is not None:
-        x = x * channel_scale
-    if tac_matrix is not None and tac_bias is not None:
-        x = _compensate(x, tac_matrix, tac_bias)
-    if left is not None and right is not None:
-        x = _transform(x, left, right, state, gate_axis, gate_size)
-    elif state is not None:
-        raise ValueError("the state gate acts on the Kronecker tile; give left and right with state")
+    x = prepare(x, norm_weight, channel_scale, tac_matrix, tac_bias, left, right, state, eps, gate_axis, gate_size)
     codes, scale, zero = quantize_rows(split_groups(x, a_group), bits, symmetric, clip_lo, clip_hi)
     none = torch.empty(0, dtype=torch.int32, device=x.device)
     return (
