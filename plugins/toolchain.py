@@ -17,13 +17,9 @@ from pathlib import Path
 
 CUDA = Path(__file__).parent / "cuda"
 BUILD = Path(__file__).parents[1] / "build" / "kernels"
+TOOLS = Path(__file__).parents[1] / "build" / "tools"
 
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
-# Floats are never contracted, misaligned loads end the process, two loaded builds keep their own threads' state.
-HOST_FLAGS = (
-    "-x", "c++", "-std=c++17", "-DDLLMC_HOST", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden",
-    "-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all", *WARNINGS,
-)  # fmt: skip
+HOST_FLAGS, NVCC_FLAGS = CUDA / "host.flags", CUDA / "nvcc.flags"
 
 
 class ToolMissingError(RuntimeError):
@@ -38,9 +34,36 @@ def host_compiler() -> Path:
     return Path(found)
 
 
-def sources(folder: Path = CUDA) -> list[Path]:
+def _folders_of_wheels() -> list[Path]:
+    """Where wheels of CUDA tools may stand: what `make tools` fetched, and the folders that Python imports from."""
+    return [TOOLS / "cuda" / "nvidia", *(Path(folder) / "nvidia" for folder in sys.path if folder)]
+
+
+def cuda_program(name: str) -> Path:
+    """A program of the CUDA toolkit (nvcc, nvdisasm, cuobjdump): of $CUDA_HOME, else of $PATH, else of a wheel."""
+    places = [Path(os.environ["CUDA_HOME"]) / "bin"] if os.environ.get("CUDA_HOME") else []
+    places += [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)]
+    places += [bin for folder in _folders_of_wheels() for bin in sorted(folder.glob("cu*/bin"))]
+    places += [Path("/usr/local/cuda/bin")]
+    found = next((place / name for place in places if os.access(place / name, os.X_OK)), None)
+    if found is None:
+        raise ToolMissingError(f"no CUDA program {name}")
+    return found
+
+
+def nvcc() -> Path:
+    return cuda_program("nvcc")
+
+
+def cuda_version() -> str:
+    """nvcc's version, like "13.0.88"."""
+    text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
+    return re.search(r"V(\d+\.\d+\.\d+)", text)[1]  # type: ignore[index]
+
+
+def sources() -> list[Path]:
     """The kernels' translation units."""
-    return sorted(folder.glob("*.cu"))
+    return sorted(CUDA.glob("*.cu"))
 
 
 def _includes(source: Path, seen: set[Path]) -> set[Path]:
@@ -81,7 +104,7 @@ def _run(command: Sequence[str], output: Path) -> None:
 
 def compiled(command: Sequence[str], source: Path, suffix: str, folder: Path = BUILD) -> Path:
     """`source` compiled by `command` (compiler and flags), taken from `folder` where it was made before."""
-    digest = _digest(command, list(_includes(source.resolve(), set())))
+    digest = _digest(command, [HOST_FLAGS, NVCC_FLAGS, *_includes(source.resolve(), set())])
     output = folder / "objects" / f"{source.stem}-{digest}{suffix}"
     with _locked(output.with_suffix(".lock")):
         if not output.exists():
@@ -102,7 +125,7 @@ def linked(command: Sequence[str], objects: Sequence[Path], name: str, folder: P
 def build_host(folder: Path = BUILD) -> Path:
     """The kernels as a library of host C++. Raises ToolMissingError without a compiler, RuntimeError if one fails."""
     compiler = str(host_compiler())
-    command = [compiler, *HOST_FLAGS, f"-I{CUDA}", "-c"]
+    command = [compiler, f"@{HOST_FLAGS}", f"-I{CUDA}", "-c"]
     objects = []
     for source in sources():
         try:
@@ -112,6 +135,17 @@ def build_host(folder: Path = BUILD) -> Path:
     objects += [_missing_ops(compiler, objects, folder)]
     link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
     return linked(link, objects, "dllmc_host", folder)
+
+
+def build_cuda_library(folder: Path, arch: int) -> Path:
+    """The kernels as a CUDA library for GPUs of one compute capability (80, 90, ...); needs nvcc only."""
+    name = f"{arch}a" if arch == 90 else str(arch)  # wgmma is of 90a alone
+    compiler = str(nvcc())
+    command = [compiler, f"--options-file={NVCC_FLAGS}", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{CUDA}"]
+    objects = [compiled([*command, "-c"], source, ".o", folder) for source in sources()]
+    home = Path(compiler).resolve().parents[1]  # wheels keep libraries in lib, toolkits in lib64
+    link = [compiler, "-shared", "-cudart=static", f"-L{home / 'lib'}", f"-L{home / 'lib64'}"]
+    return linked(link, objects, f"dllmc_cuda_{name}", folder)
 
 
 def _missing_ops(compiler: str, objects: Sequence[Path], folder: Path) -> Path:
