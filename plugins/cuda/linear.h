@@ -28,13 +28,16 @@ const char* with_format(const LinearArgs& p, const Device& device, Use use) {
 }
 
 struct LinearPlan {
-  Path path;                           // kNaive, kSmall, kLarge or kHopper
-  int32_t tile_tokens, tile_outputs;   // of a block, kLarge only: the other paths choose theirs
-  int32_t shared_bytes;                // of a block, kLarge only
+  Path path;                          // kNaive, kSmall, kLarge or kHopper
+  int32_t tile_tokens, tile_outputs;  // of a block, kLarge only: the other paths choose theirs
+  int32_t shared_bytes;               // of a block, kLarge only
 };
 
 // The plan of arguments that passed check(); `wanted` kAuto, or the path to force. Null, or why there is no such path.
 const char* plan_linear(const LinearArgs&, const Device&, Path wanted, LinearPlan&);
+
+// What run_large() will do.
+LinearPlan plan_large(const LinearArgs&, const Device&);
 
 // Arguments passed check(), M > 0, pointers are there and aligned, and the plan chose the path.
 const char* run_naive(const LinearArgs&, const Launch&);
