@@ -26,12 +26,25 @@ class ToolMissingError(RuntimeError):
     """A program that a build needs is not on this machine; the message names it."""
 
 
+def _program(name: str, what: str) -> Path:
+    found = shutil.which(name)
+    if not found:
+        raise ToolMissingError(f"no {what} ({name})")
+    return Path(found)
+
+
 def host_compiler() -> Path:
     """The C++ compiler: $CXX or g++."""
-    found = shutil.which(os.environ.get("CXX", "g++"))
-    if not found:
-        raise ToolMissingError("no C++ compiler (g++)")
-    return Path(found)
+    return _program(os.environ.get("CXX", "g++"), "C++ compiler")
+
+
+def aarch64_compiler() -> Path:
+    return _program("aarch64-linux-gnu-g++", "C++ compiler for aarch64")
+
+
+def aarch64_emulator() -> list[str]:
+    """Words to put before the command line of an aarch64 program that `aarch64_compiler` made."""
+    return [str(_program("qemu-aarch64", "emulator of aarch64")), "-L", "/usr/aarch64-linux-gnu"]
 
 
 def _folders_of_wheels() -> list[Path]:
@@ -135,6 +148,11 @@ def build_host(folder: Path = BUILD) -> Path:
     objects += [_missing_ops(compiler, objects, folder)]
     link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
     return linked(link, objects, "dllmc_host", folder)
+
+
+def build_program(source: Path, compiler: Path, folder: Path = BUILD) -> Path:
+    """A program of one C++ file that runs kernels on the CPU."""
+    return compiled([str(compiler), f"@{HOST_FLAGS}", f"-I{CUDA}"], source, ".run", folder)
 
 
 def build_cuda_library(folder: Path, arch: int) -> Path:

@@ -53,11 +53,13 @@ void meet_warp(const char* operation, Position at, Operand& operand, Complete co
 
 // `bytes` at a 16-byte aligned address.
 inline void expect_aligned(const void* p, const char* what, Position at) {
-  if (reinterpret_cast<uintptr_t>(p) % 16) running->block->fail("%s: address %p at %s:%d is not a multiple of 16", what, p, at.file, at.line);
+  if (reinterpret_cast<uintptr_t>(p) % 16)
+    running->block->fail("%s: address %p at %s:%d is not a multiple of 16", what, p, at.file, at.line);
 }
 inline void expect_shared(const void* p, const char* what, Position at) {
   expect_aligned(p, what, at);
-  if (!running->block->is_shared(p, 16)) running->block->fail("%s: address %p at %s:%d is not in shared memory", what, p, at.file, at.line);
+  if (!running->block->is_shared(p, 16))
+    running->block->fail("%s: address %p at %s:%d is not in shared memory", what, p, at.file, at.line);
 }
 
 }  // namespace host
@@ -200,7 +202,8 @@ inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, co
     for (int lane = 0; lane < kWarp; ++lane) {
       const int major = lane / 4, minor = 2 * (lane % 4);
       for (int i = 0; i < 4; ++i) {
-        const uint32_t low = transposed ? matrix_element(lanes, i, minor, major) : matrix_element(lanes, i, major, minor);
+        const uint32_t low =
+            transposed ? matrix_element(lanes, i, minor, major) : matrix_element(lanes, i, major, minor);
         const uint32_t high =
             transposed ? matrix_element(lanes, i, minor + 1, major) : matrix_element(lanes, i, major, minor + 1);
         lanes[lane]->r[i] = low | high << 16;
@@ -253,9 +256,8 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, Position
 inline void mma_int4(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Position at = Position::here()) {
   host::ProductOperand<int32_t> operand = {d, a, b};
   host::meet_warp("mma_int4", at, operand, [](host::ProductOperand<int32_t>* const* lanes) {
-    host::multiply<8, int32_t, int64_t>(lanes, [](uint32_t x, int i) {
-      return static_cast<int16_t>(static_cast<int32_t>(x << (28 - 4 * i)) >> 28);
-    });
+    host::multiply<8, int32_t, int64_t>(
+        lanes, [](uint32_t x, int i) { return static_cast<int16_t>(static_cast<int32_t>(x << (28 - 4 * i)) >> 28); });
   });
 }
 inline void mma_int8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Position at = Position::here()) {

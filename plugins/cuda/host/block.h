@@ -51,13 +51,13 @@ struct Thread {
   Block* block = nullptr;
   int index = 0;
   State state = State::kDone;
-  const void* waits_for = nullptr;        // a barrier or a meeting
+  const void* waits_for = nullptr;  // a barrier or a meeting
   bool (*predicate)(const void*) = nullptr;
   const void* predicate_state = nullptr;
-  const char* operation = "";             // with `at`, what it waits in
+  const char* operation = "";  // with `at`, what it waits in
   Position at = {"", 0};
   std::vector<Copy> copies;
-  int copy_group = 0;                     // groups committed so far
+  int copy_group = 0;  // groups committed so far
   std::unique_ptr<Fiber> fiber;
 };
 
@@ -137,7 +137,8 @@ class Block {
     Barrier& barrier = barriers_[id];
     const int warp = running->index / kWarp;
     if (barrier.arrived == 0) barrier.count = count;
-    if (barrier.count != count) fail("barrier %d of %d and of %d threads at %s:%d", id, barrier.count, count, at.file, at.line);
+    if (barrier.count != count)
+      fail("barrier %d of %d and of %d threads at %s:%d", id, barrier.count, count, at.file, at.line);
     if (barrier.lanes[warp] == 0) barrier.at[warp] = at;
     if (barrier.at[warp] != at) {
       fail("barrier %d at %s:%d, but other lanes are at its line %d", id, at.file, at.line, barrier.at[warp].line);
@@ -178,9 +179,9 @@ class Block {
 
  private:
   static constexpr unsigned char kFresh = 0xFF;  // NaN, -1: what shared memory holds when a block starts
-  static constexpr unsigned char kBehind = 0xC3;
+  static constexpr unsigned char kAround = 0xC3;
 
-  // Shared memory ends at a guard page but for what the alignment to 1024 bytes leaves between.
+  // Shared memory lies between guard pages but for what its alignment to 1024 bytes leaves; that is looked at later.
   void allocate(size_t bytes) {
     const size_t aligned = (bytes + 1023) / 1024 * 1024;
     if (!memory_ || bytes != shared_bytes_) memory_ = std::make_unique<GuardedMemory>(aligned);
@@ -190,8 +191,8 @@ class Block {
 
   void run_one() {
     std::memset(shared_, kFresh, shared_bytes_);
-    const size_t behind = static_cast<size_t>(memory_->end() - shared_) - shared_bytes_;
-    std::memset(shared_ + shared_bytes_, kBehind, behind);
+    std::memset(memory_->begin(), kAround, static_cast<size_t>(shared_ - memory_->begin()));
+    std::memset(shared_ + shared_bytes_, kAround, static_cast<size_t>(memory_->end() - shared_) - shared_bytes_);
     reverse_ = (index.x + index.y + index.z) % 2 == 1;
     num_done_ = 0;
     while (threads_.size() < static_cast<size_t>(num_threads)) {
@@ -209,8 +210,8 @@ class Block {
     running = threads_[reverse_ ? num_threads - 1 : 0].get();
     switch_context(main_, running->fiber->context());
     running = nullptr;
-    for (size_t i = 0; i < behind; ++i) {
-      if (shared_[shared_bytes_ + i] != kBehind) fail("wrote behind the %zu bytes of shared memory", shared_bytes_);
+    for (const unsigned char* p = memory_->begin(); p < memory_->end(); ++p) {
+      if (!is_shared(p, 1) && *p != kAround) fail("wrote outside the %zu bytes of shared memory", shared_bytes_);
     }
   }
 
@@ -265,13 +266,15 @@ class Block {
 
   [[noreturn]] void report_deadlock() const {
     running = nullptr;
-    std::fprintf(stderr, "emulated GPU: %d of %d threads are done, the others wait for ever:\n", num_done_, num_threads);
+    std::fprintf(stderr, "emulated GPU: %d of %d threads are done, the others wait for ever:\n", num_done_,
+                 num_threads);
     const Thread* previous = nullptr;
     for (int i = 0; i < num_threads; ++i) {
       const Thread& thread = *threads_[i];
       if (thread.state == Thread::State::kDone) continue;
       const bool same = previous && thread.index == previous->index + 1 && !(thread.at != previous->at);
-      if (!same) std::fprintf(stderr, "  thread %d on: %s at %s:%d\n", i, thread.operation, thread.at.file, thread.at.line);
+      if (!same)
+        std::fprintf(stderr, "  thread %d on: %s at %s:%d\n", i, thread.operation, thread.at.file, thread.at.line);
       previous = &thread;
     }
     fail("threads wait for ever");

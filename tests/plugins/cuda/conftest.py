@@ -1,6 +1,5 @@
 """The kernels as a library of host C++, compiled once for all tests; without a compiler these tests skip by name."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,21 +7,12 @@ import pytest
 
 from plugins import toolchain
 from plugins.cuda_library import CudaLibrary, Device
+from tests.plugins.tools import made
 
 Kernels = Callable[..., CudaLibrary]
 
 # Shared memory that a block may opt in to, by compute capability.
 SHARED_BYTES = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 110: 232448, 120: 101376}
-
-
-def made(build: Callable[[], Path]) -> Path:
-    """What `build` makes; skips by the missing tool's name, and fails instead where DLLMC_REQUIRE_TOOLS is set."""
-    try:
-        return build()
-    except toolchain.ToolMissingError as missing:
-        if os.environ.get("DLLMC_REQUIRE_TOOLS"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
