@@ -1,0 +1,92 @@
+"""Times of captured graphs, contenders in turn, so that clocks and temperature favour none."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.gpu.machine import Machine
+
+Replay = Callable[[], None]
+ROTATION_BYTES = 512 * 2**20
+WARM_UPS = 2
+
+
+def copies(bytes_each: int, machine: Machine, most: int = 512) -> int:
+    """How many equal tensors a timing must rotate over so that no cache helps."""
+    return 2 if machine.emulated else min(-(-ROTATION_BYTES // bytes_each), most)
+
+
+def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
+    """The launches of `body` as one CUDA graph; on a CPU the body itself."""
+    if machine.emulated:
+        return lambda: (body(), None)[1]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            body()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def elapsed_ms(machine: Machine, replay: Replay, count: int) -> float:
+    """Time of one replay in milliseconds, from `count` in a row between two events."""
+    if machine.emulated:
+        start = time.perf_counter()
+        for _ in range(count):
+            replay()
+        return (time.perf_counter() - start) * 1e3 / count
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    for _ in range(count):
+        replay()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last)) / count
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one contender, one number a repeat."""
+
+    ms: list[float]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.ms)
+
+    def as_json(self, launches: int = 1) -> dict[str, float]:
+        """Median and spread, a launch."""
+        return {"ms": self.median / launches, "ms_min": min(self.ms) / launches, "ms_max": max(self.ms) / launches}
+
+
+def interleaved(
+    machine: Machine, contenders: Mapping[str, Replay], repeats: int = 7, repeat_ms: float = 20.0
+) -> dict[str, Times]:
+    """Time all contenders `repeats` times in turn; every repeat replays for about `repeat_ms`."""
+    repeats = 1 if machine.emulated else repeats
+    counts = {}
+    for name, replay in contenders.items():
+        replay()
+        once = elapsed_ms(machine, replay, 1)
+        counts[name] = 1 if machine.emulated else max(1, min(200, round(repeat_ms / max(once, 1e-3))))
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(repeats):
+        order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        for name in order:
+            found[name].append(elapsed_ms(machine, contenders[name], counts[name]))
+    return {name: Times(ms) for name, ms in found.items()}
+
+
+def paired(slow: Times, fast: Times) -> dict[str, float]:
+    """Speed of `fast` over `slow`, taken within each repeat: median and spread."""
+    ratios = [a / b for a, b in zip(slow.ms, fast.ms, strict=True)]
+    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
