@@ -83,8 +83,8 @@ class Block {
   int num_threads = 0;
 
   static Block& of_this_thread() {
-    static thread_local Block block;
-    return block;
+    static thread_local const auto block = std::make_unique<Block>();  // too large for a loaded library's own TLS
+    return *block;
   }
 
   // Runs every block of a grid, one after the other.
