@@ -19,6 +19,7 @@ CUDA = Path(__file__).parent / "cuda"
 BUILD = Path(__file__).parents[1] / "build" / "kernels"
 TOOLS = Path(__file__).parents[1] / "build" / "tools"
 
+AARCH64_CUDART = TOOLS / "aarch64" / "nvidia" / "cu13" / "lib" / "libcudart_static.a"
 HOST_FLAGS, NVCC_FLAGS = CUDA / "host.flags", CUDA / "nvcc.flags"
 
 
@@ -106,12 +107,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _check(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
 def _run(command: Sequence[str], output: Path) -> None:
     """Run a compiler that writes `output`, which appears whole or not at all. Raises RuntimeError: what it printed."""
     part = output.with_name(f"{output.name}.{os.getpid()}")
-    done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    _check([*command, "-o", str(part)])
     part.replace(output)
 
 
@@ -148,6 +153,28 @@ def build_host(folder: Path = BUILD) -> Path:
     objects += [_missing_ops(compiler, objects, folder)]
     link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
     return linked(link, objects, "dllmc_host", folder)
+
+
+def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
+    """libdllmc_tensorrt.so by CMake, for x86_64 or aarch64 GPUs or, as "host", with the kernels on this CPU.
+
+    Raises ToolMissingError without CMake, compilers, nvcc or the cudart of the target; RuntimeError if one fails.
+    """
+    options = ["-G", "Ninja"] if shutil.which("ninja") else []
+    if machine == "host":
+        options += [f"-DCMAKE_CXX_COMPILER={host_compiler()}", "-DDLLMC_HOST=ON"]
+    else:
+        options += [f"-DDLLMC_CUDA={nvcc().parents[1]}"]
+    if machine == "aarch64":
+        aarch64_compiler()
+        if not AARCH64_CUDART.exists():
+            raise ToolMissingError("no CUDA runtime library for aarch64 (make tools)")
+        options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent / 'aarch64.cmake'}", f"-DDLLMC_CUDART={AARCH64_CUDART.parent}"]
+    cmake, output = str(_program("cmake", "CMake")), folder / machine
+    with _locked(folder / f"{machine}.lock"):
+        _check([cmake, "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
+        _check([cmake, "--build", str(output), "--parallel", os.environ.get("DLLMC_BUILD_JOBS", "2")])
+    return output / "libdllmc_tensorrt.so"
 
 
 def build_program(source: Path, compiler: Path, folder: Path = BUILD) -> Path:
