@@ -169,7 +169,7 @@ def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
         aarch64_compiler()
         if not AARCH64_CUDART.exists():
             raise ToolMissingError("no CUDA runtime library for aarch64 (make tools)")
-        options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent / 'aarch64.cmake'}", f"-DDLLMC_CUDART={AARCH64_CUDART.parent}"]
+        options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={AARCH64_CUDART.parent}"]
     cmake, output = str(_program("cmake", "CMake")), folder / machine
     with _locked(folder / f"{machine}.lock"):
         _check([cmake, "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
