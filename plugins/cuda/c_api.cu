@@ -1,5 +1,6 @@
 // The ops with C linkage, for Python's ctypes: the same argument structures, the same reasons.
 #include "kernels.h"
+#include "linear.h"
 
 #define DLLMC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -19,3 +20,8 @@ DLLMC_OP(quantize, QuantizeArgs)
 DLLMC_OP(linear, LinearArgs)
 DLLMC_OP(head, HeadArgs)
 DLLMC_OP(rotate, RotateArgs)
+
+DLLMC_EXPORT const char* dllmc_linear_plan(const dllmc::LinearArgs* args, const dllmc::Launch* launch,
+                                           dllmc::LinearPlan* plan) {
+  return dllmc::plan_linear(*args, launch->device, launch->path, *plan);
+}

@@ -50,18 +50,18 @@ template <class Tile>
 struct Groups {
   using Table = GroupTable<Tile>;
   Table* tables;
-  int group = 0, tiles_left, tiles;  // of the group
+  int num_groups, group = 0, tiles, tiles_left;  // of the group
   float w_scale = 0, scale = 1;
   int32_t w_sum = 0, zero = 0;
 
   DLLMC_DEVICE Groups(const LinearArgs& p, unsigned char* shared)
       : tables(reinterpret_cast<Table*>(shared + Tile::kStages * Tile::kStageBytes)),
-        tiles_left(group_size(p) / Tile::Format::kCodesPerTile),
-        tiles(tiles_left) {}
+        num_groups(dllmc::num_groups(p)),
+        tiles(group_size(p) / Tile::Format::kCodesPerTile),
+        tiles_left(tiles) {}
 
   DLLMC_DEVICE void fetch(const LinearArgs& p, const Corner& corner) {
     if (tiles_left != tiles) return;
-    const int num_groups = dllmc::num_groups(p);
     const int last = p.outputs - 1, own = corner.output + gpu::thread();
     const int64_t n = own < last ? own : last, n_group = n * num_groups + group;
     const int64_t own_token = corner.token + gpu::thread();
@@ -302,8 +302,8 @@ int64_t num_blocks(const LinearArgs& p) {
   return (p.rows + Tile::kTokens - 1) / Tile::kTokens * ((p.outputs + Tile::kOutputs - 1) / Tile::kOutputs);
 }
 
-// use(tile) with the tile that ends first: as many blocks as fall to one SM, times a block's work. A 64 x 64 tile reads
-// shared memory twice as often as it computes, which costs it about a third.
+// use(tile) with the tile that ends first. A 64 x 64 tile has a quarter of the work, but reads twice as much shared
+// memory for it: it is taken to last a third of the time of a large one, the estimate to revise on a GPU.
 template <class Use>
 const char* with_tile(const LinearArgs& p, const Device& device, Use use) {
   return with_format(p, device, [&](auto format) {
@@ -312,8 +312,7 @@ const char* with_tile(const LinearArgs& p, const Device& device, Use use) {
     using Narrow = Tile<Format, 64, 64, false>;
     if (num_groups(p) > 1) return use(Tile<Format, 64, 128, true>());
     const auto rounds = [&](int64_t blocks) { return (blocks + device.num_sms - 1) / device.num_sms; };
-    const bool narrow = rounds(num_blocks<Narrow>(p)) * 4 < rounds(num_blocks<Wide>(p)) * 4 * 3;
-    return narrow ? use(Narrow()) : use(Wide());
+    return rounds(num_blocks<Narrow>(p)) < 3 * rounds(num_blocks<Wide>(p)) ? use(Narrow()) : use(Wide());
   });
 }
 
