@@ -1,0 +1,117 @@
+"""What nvcc made of the kernels: registers, memory and instructions of each one on each target.
+
+`python -m plugins.cuda_census` compiles the plugin library for both CPU architectures and writes the table of what the
+kernels take, plugins/cuda/resources.json. A target is a compute capability as nvcc names it: 80, 90a, ...
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from plugins import toolchain
+
+RESOURCES = toolchain.CUDA / "resources.json"
+COLUMNS = ("registers", "stack bytes", "static shared bytes")
+
+
+@dataclass
+class Kernel:
+    """One kernel on one target; `instructions` counts opcodes with their modifiers, like IMMA.16832.S8.S8."""
+
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    instructions: Counter[str] = field(default_factory=Counter)
+
+    def count(self, opcode: str) -> int:
+        """How many instructions have this opcode: all its leading parts, so IMMA counts IMMA.16832.S8.S8."""
+        parts = opcode.split(".")
+        return sum(n for name, n in self.instructions.items() if name.split(".")[: len(parts)] == parts)
+
+    @property
+    def is_trap(self) -> bool:
+        """Whether it was left out for this target: it ends the launch and writes nothing."""
+        return self.count("BPT.TRAP") > 0 and self.count("ST") + self.count("STG") == 0
+
+
+Census = Mapping[str, Mapping[str, Kernel]]
+
+
+def _lines(*command: str) -> Iterator[str]:
+    tools = os.pathsep.join([str(toolchain.cuda_program("nvdisasm").parent), os.environ.get("PATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": tools})  # noqa: S603
+    yield from done.stdout.splitlines()
+
+
+def _short(demangled: str) -> str:
+    """`void dllmc::(anonymous namespace)::name<dllmc::Int4, 2>(dllmc::Args)` -> `name<Int4, 2>`."""
+    name = re.sub(r"\(anonymous namespace\)::|dllmc::|^void ", "", demangled)
+    return re.sub(r"\([^()]*\)$", "", name).replace("> >", ">>")
+
+
+def _names(mangled: set[str]) -> dict[str, str]:
+    ordered = sorted(mangled)
+    shorts = [_short(line) for line in _lines("c++filt", *ordered)]
+    assert len(set(shorts)) == len(ordered), "two kernels of one name"
+    return dict(zip(ordered, shorts, strict=True))
+
+
+def census(library: Path) -> Census:
+    """Target -> kernel -> what it takes. Raises ToolMissingError without cuobjdump and nvdisasm."""
+    cuobjdump = str(toolchain.cuda_program("cuobjdump"))
+    found: dict[str, dict[str, Kernel]] = defaultdict(lambda: defaultdict(Kernel))
+    target = kernel = ""
+    for line in _lines(cuobjdump, "--dump-resource-usage", str(library)):
+        if match := re.search(r"^arch = sm_(\w+)", line):
+            target = match[1]
+        elif match := re.search(r"Function (\w+):", line):
+            kernel = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
+            made = found[target][kernel]
+            made.registers, made.stack, made.shared = map(int, match.groups())
+    for line in _lines(cuobjdump, "--dump-sass", str(library)):
+        if match := re.search(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            found[target][kernel].instructions[match[1]] += 1
+        elif match := re.search(r"\bFunction : (\w+)", line):
+            kernel = match[1]
+        elif match := re.search(r"^arch = sm_(\w+)", line):
+            target = match[1]
+    names = _names({name for kernels in found.values() for name in kernels})
+    return {target: {names[name]: kernel for name, kernel in kernels.items()} for target, kernels in found.items()}
+
+
+def table(found: Census) -> dict[str, list[list[int] | None]]:
+    """Kernel -> per target, in order, its COLUMNS; None where the kernel is left out."""
+    targets = sorted(found, key=lambda target: int(target.rstrip("a")))
+    kernels = sorted({name for kernels in found.values() for name in kernels})
+
+    def row(kernel: Kernel) -> list[int] | None:
+        return None if kernel.is_trap else [kernel.registers, kernel.stack, kernel.shared]
+
+    return {name: [row(found[target][name]) for target in targets] for name in kernels}
+
+
+def resources(found: Census) -> str:
+    """The text of resources.json: one line a kernel."""
+    head = {
+        "nvcc": toolchain.cuda_version(),
+        "columns": COLUMNS,
+        "targets": sorted(found, key=lambda target: int(target.rstrip("a"))),
+    }
+    lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in table(found).items()]
+    text = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+    return "{\n" + text + ' "kernels": {\n' + ",\n".join(lines) + "\n }\n}\n"
+
+
+def whole_census() -> Census:
+    """The census of both plugin libraries."""
+    return {**census(toolchain.build_plugin("x86_64")), **census(toolchain.build_plugin("aarch64"))}
+
+
+if __name__ == "__main__":
+    RESOURCES.write_text(resources(whole_census()))
