@@ -1,0 +1,172 @@
+// The linear for at most 64 tokens: small_tile.h, then the epilogue. Formats and groups as in the reference.
+//
+// Without groups a unit's sums meet once. With groups they meet after each round of 8 groups, one a warp; a thread
+// then adds its outputs' terms group after group, as the reference does.
+#include <type_traits>
+
+#include "epilogue.h"
+#include "linear.h"
+#include "small_tile.h"
+
+namespace dllmc {
+namespace {
+
+constexpr int kBlocksPerSm = 2;
+
+// Owns the outputs of a block: makes values of sums and writes them.
+template <class Format, int kColumns, int kTiles>
+class RowsFlush {
+ public:
+  DLLMC_DEVICE explicit RowsFlush(const LinearArgs& p) : p_(p), sums_(reinterpret_cast<SumPair*>(gpu::shared())) {}
+
+  DLLMC_DEVICE void operator()(const int32_t (&acc)[kTiles][kColumns][4], int unit, int) const {
+    gpu::sync_block();
+    Unit::write(sums_, acc);
+    Owned owned[kOwned];
+    DLLMC_UNROLL
+    for (int i = 0; i < kOwned; ++i) owned[i] = own(unit, gpu::thread() + i * kSmallThreads);
+    gpu::sync_block();
+    DLLMC_UNROLL
+    for (int i = 0; i < kOwned; ++i) {
+      if (owned[i].present) finish(owned[i], gpu::thread() + i * kSmallThreads);
+    }
+  }
+
+ private:
+  using Unit = UnitPairs<kColumns, kTiles>;
+  static constexpr int kOwned = (Unit::kPairs + kSmallThreads - 1) / kSmallThreads;
+
+  // What a pair needs from memory: asked for before the barrier.
+  struct Owned {
+    bool present;
+    int m, n;
+    TokenTerms token;
+    OutputTerms first, second;
+    Pair residual;
+  };
+
+  DLLMC_DEVICE Owned own(int unit, int i) const {
+    Owned o = {};
+    o.m = Unit::token(i);
+    o.n = unit * kTiles * kTileOutputs + Unit::output(i);
+    o.present = i < Unit::kPairs && o.m < p_.rows && o.n < p_.outputs;
+    if (!o.present) return o;
+    o.token = token_terms(p_, o.m);
+    o.first = output_terms(p_, o.n);
+    o.second = output_terms(p_, o.n + 1);
+    o.residual = read_residual(p_, o.m, o.n);
+    return o;
+  }
+
+  DLLMC_DEVICE void finish(const Owned& o, int i) const {
+    SumPair sum = {0, 0};
+    DLLMC_UNROLL
+    for (int w = 0; w < kSmallWarps; ++w) {
+      const SumPair part = sums_[w * Unit::kPairs + i];
+      sum = {sum.first + part.first, sum.second + part.second};
+    }
+    const Pair y = {channel_value(sum.first >> Format::kShift, o.first, o.token),
+                    channel_value(sum.second >> Format::kShift, o.second, o.token)};
+    store_pair(p_, y, o.residual, o.m, o.n);
+  }
+
+  const LinearArgs& p_;
+  SumPair* sums_;
+};
+
+// The same with a float32 sum of terms of groups, carried from round to round.
+template <class Format, int kColumns>
+class GroupsFlush {
+ public:
+  DLLMC_DEVICE explicit GroupsFlush(const LinearArgs& p)
+      : p_(p), sums_(reinterpret_cast<SumPair*>(gpu::shared())), num_groups_(num_groups(p)) {}
+
+  DLLMC_DEVICE void operator()(const int32_t (&acc)[1][kColumns][4], int unit, int round) {
+    gpu::sync_block();
+    Unit::write(sums_, acc);
+    gpu::sync_block();
+    DLLMC_UNROLL
+    for (int i = 0; i < kOwned; ++i) {
+      const int pair = gpu::thread() + i * kSmallThreads;
+      const int m = Unit::token(pair), n = unit * kTileOutputs + Unit::output(pair);
+      if (pair >= Unit::kPairs || m >= p_.rows) continue;
+      add_round(total_[i], pair, m, n, round * kSmallWarps);
+      if ((round + 1) * kSmallWarps < num_groups_) continue;
+      store_pair(p_, finish_sum(p_, total_[i].first, m, n), finish_sum(p_, total_[i].second, m, n + 1), m, n);
+    }
+  }
+
+ private:
+  using Unit = UnitPairs<kColumns, 1>;
+  static constexpr int kOwned = (Unit::kPairs + kSmallThreads - 1) / kSmallThreads;
+
+  // Adds the terms of up to 8 groups from `group` on, in ascending order.
+  DLLMC_DEVICE void add_round(Pair& total, int pair, int m, int n, int group) const {
+    for (int w = 0; w < kSmallWarps && group + w < num_groups_; ++w) {
+      const SumPair part = sums_[w * Unit::kPairs + pair];
+      const int g = group + w;
+      const Pair term = {group_term(p_, part.first >> Format::kShift, m, n, g, num_groups_),
+                         group_term(p_, part.second >> Format::kShift, m, n + 1, g, num_groups_)};
+      total = g ? Pair{gpu::add(total.first, term.first), gpu::add(total.second, term.second)} : term;
+    }
+  }
+
+  const LinearArgs& p_;
+  SumPair* sums_;
+  const int num_groups_;
+  Pair total_[kOwned] = {};
+};
+
+// kTiles tiles of 16 outputs in a unit; the ring holds 4 weight tiles a warp.
+template <class Format, int kColumns, int kTiles, bool kGrouped>
+DLLMC_KERNEL(kSmallThreads, kBlocksPerSm)
+void linear_small(DLLMC_PARAM LinearArgs p) {
+  if constexpr (std::is_same_v<Format, Int4> && !gpu::kHasInt4) {
+    gpu::trap();
+  } else {
+    const int n_tiles = p.outputs / kTileOutputs, units = (n_tiles + kTiles - 1) / kTiles;
+    const int k_tiles = p.inner / Format::kCodesPerTile;
+    const SmallProduct product = {p.codes, p.weight, static_cast<int>(p.rows), k_tiles * Format::kActivationBytes,
+                                  n_tiles, k_tiles,  kGrouped ? group_size(p) / Format::kCodesPerTile : 1};
+    using Flush = std::conditional_t<kGrouped, GroupsFlush<Format, kColumns>, RowsFlush<Format, kColumns, kTiles>>;
+    Flush flush(p);
+    SmallTile<Format, kColumns, kTiles, kGrouped> tile(product);
+    const int64_t block = gpu::block_x(), blocks = gpu::grid_x();
+    tile.run(static_cast<int>(block * units / blocks), static_cast<int>((block + 1) * units / blocks), flush);
+  }
+}
+
+template <class Format, int kColumns, int kTiles, bool kGrouped>
+const char* launch_small(const LinearArgs& p, const Launch& launch) {
+  const int n_tiles = p.outputs / kTileOutputs;
+  const unsigned grid = static_cast<unsigned>(
+      small_grid((n_tiles + kTiles - 1) / kTiles, launch.device.num_sms, kBlocksPerSm));
+  return gpu::launch(linear_small<Format, kColumns, kTiles, kGrouped>, gpu::Dim{grid}, kSmallThreads,
+                     UnitPairs<kColumns, kTiles>::kBytes, launch.stream, p);
+}
+
+// Two tiles a unit halve what L1 sends, where enough units for every block remain.
+bool is_wide(const LinearArgs& p, const Device& device) {
+  return p.outputs / (2 * kTileOutputs) >= 2 * kBlocksPerSm * device.num_sms;
+}
+
+template <class Format>
+const char* run_format(const LinearArgs& p, const Launch& launch) {
+  if (p.a_group || p.w_group) {
+    if (p.rows <= 8) return launch_small<Format, 1, 1, true>(p, launch);
+    return p.rows <= 32 ? launch_small<Format, 4, 1, true>(p, launch) : launch_small<Format, 8, 1, true>(p, launch);
+  }
+  if (p.rows <= 8) return launch_small<Format, 1, 1, false>(p, launch);
+  if (p.rows <= 16) return launch_small<Format, 2, 1, false>(p, launch);
+  if (p.rows > 32) return launch_small<Format, 8, 1, false>(p, launch);
+  return is_wide(p, launch.device) ? launch_small<Format, 4, 2, false>(p, launch)
+                                   : launch_small<Format, 4, 1, false>(p, launch);
+}
+
+}  // namespace
+
+const char* run_small(const LinearArgs& p, const Launch& launch) {
+  return with_format(p, launch.device, [&](auto format) { return run_format<decltype(format)>(p, launch); });
+}
+
+}  // namespace dllmc
