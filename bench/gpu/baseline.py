@@ -4,8 +4,6 @@ q, k, v and gate, up are merged products, attention is torch's flash kernel, the
 reductions are fused: no slower than what a careful user would run.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,8 +58,8 @@ class Bf16Model(Model):
             "head": draws.normal(shape.vocabulary, shape.hidden, dtype=torch.bfloat16).mul_(shape.hidden**-0.5),
             "blocks": [self._draw_block(draws) for _ in range(shape.layers)],
         }
-        self._block = machine.compiled(partial(bf16_block, heads=shape.heads, eps=shape.norm_eps))
-        self._record = machine.compiled(partial(bf16_record, eps=shape.norm_eps))
+        self._block = machine.compiled(bf16_block)
+        self._record = machine.compiled(bf16_record)
 
     def _draw_block(self, draws: Draws) -> dict[str, Tensor]:
         bf16 = torch.bfloat16
@@ -80,8 +78,10 @@ class Bf16Model(Model):
 
     def block(self, x: Tensor, layer: int, positions: Tensor, state: Tensor) -> Tensor:
         keys, values = self.cache[layer]
-        found: Tensor = self._block(x, self.weights["blocks"][layer], self.table, positions, keys, values)
+        numbers = (self.shape.heads, self.shape.norm_eps)
+        found: Tensor = self._block(x, self.weights["blocks"][layer], self.table, positions, keys, values, *numbers)
         return found
 
     def record(self, x: Tensor) -> Recorded:
-        return Recorded(*self._record(x, self.weights["norm"], self.weights["head"], self.logit_bias))
+        norm, head = self.weights["norm"], self.weights["head"]
+        return Recorded(*self._record(x, norm, head, self.logit_bias, self.shape.norm_eps))

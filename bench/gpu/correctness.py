@@ -71,8 +71,8 @@ def _check_all(cases: Sequence[Case], plan: Plan, number: int) -> Row:
 
 
 def _items(plan: Plan) -> Iterator[Item]:
-    groups = {"edges": all_cases()}
-    if not plan.machine.emulated:
+    groups = {"edges": all_cases()[:: plan.every]}
+    if not plan.machine.emulated and plan.every == 1:
         groups |= {shape.name: real_cases(shape) for shape in MODELS}
     number = 0
     for name, cases in groups.items():

@@ -40,7 +40,7 @@ class Machine:
     device: torch.device
     emulated: bool
     load: Callable[[bool], Kernels]
-    library: str
+    library: Path | None
     compile: bool
 
     @property
@@ -60,6 +60,8 @@ class Machine:
         """The function fused by torch's compiler, for fixed shapes."""
         if not self.compile:
             return function
+        # One function serves every shape of both models.
+        torch._dynamo.config.recompile_limit = 64
         return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[no-any-return]
 
     def identity(self) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Machine:
             "machine": processor(),
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in PACKAGES} | {"cuda": torch.version.cuda, "nvcc": _nvcc()},
-            "library": self.library,
+            "library": self.library.name if self.library else None,
             "bench": source_hash(*BENCH_SOURCES),
         }
         if not self.emulated:
@@ -129,7 +131,7 @@ def cuda_machine(library: Path | None) -> Machine:
         device=device,
         emulated=False,
         load=lambda poisoned: CudaLibrary(path, poisoned=poisoned),
-        library=path.name,
+        library=path,
         compile=True,
     )
 
@@ -143,5 +145,4 @@ def emulated_machine(library: Path | None, kernels: Kernels | None = None) -> Ma
         assert library is not None, "emulation needs the host library"
         return CudaLibrary(library, EMULATED, poisoned=poisoned)
 
-    name = library.name if library else "references"
-    return Machine(device=torch.device("cpu"), emulated=True, load=load, library=name, compile=False)
+    return Machine(device=torch.device("cpu"), emulated=True, load=load, library=library, compile=False)

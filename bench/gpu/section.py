@@ -28,6 +28,7 @@ class Plan:
     seed: int
     deadline: float
     method: str
+    every: int = 1
 
     @property
     def seconds_left(self) -> float:

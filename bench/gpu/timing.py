@@ -36,6 +36,21 @@ def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
     return graph.replay  # type: ignore[no-any-return]
 
 
+def capture_all(machine: Machine, bodies: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Replay], dict[str, str]]:
+    """Graphs by name, and the reason of each body that a kernel refused."""
+    replays, refused = {}, {}
+
+    def attempt(name: str) -> None:
+        try:
+            replays[name] = capture(machine, bodies[name])
+        except ValueError as reason:
+            refused[name] = str(reason)
+
+    for name in bodies:
+        attempt(name)
+    return replays, refused
+
+
 def elapsed_ms(machine: Machine, replay: Replay, count: int) -> float:
     """Time of one replay in milliseconds, from `count` in a row between two events."""
     if machine.emulated:

@@ -1,0 +1,112 @@
+"""Check and measure the kernels on this machine's GPU: `python -m bench.gpu`.
+
+Needs torch and nvcc only. Builds the kernels, checks every path against the torch references, then measures; each
+section's file grows item by item in --work, so the same command goes on where it stopped. Ends with one line a promise
+and writes bench/results/gpu.json. Exit 1: a line failed; 3: the budget ended first.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from bench.gpu.ceilings import CEILINGS
+from bench.gpu.correctness import CORRECTNESS
+from bench.gpu.elementwise import ELEMENTWISE
+from bench.gpu.gemm import GEMM
+from bench.gpu.loops import LOOPS
+from bench.gpu.machine import ROOT, Machine, cuda_machine, emulated_machine
+from bench.gpu.passes import PASSES
+from bench.gpu.quantized import METHODS
+from bench.gpu.sanitizer import SANITIZER
+from bench.gpu.section import Plan, measure, read_rows
+from bench.gpu.verdicts import Verdict, verdicts
+
+# In the order in which a short session should take them.
+SECTIONS = {s.name: s for s in (CORRECTNESS, CEILINGS, GEMM, ELEMENTWISE, PASSES, LOOPS, SANITIZER)}
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    listed = "; ".join(f"{name}: {section.about}" for name, section in SECTIONS.items())
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, epilog=listed)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--budget-s", type=float, default=540.0, help="stop before an item that might not end in time")
+    parser.add_argument("--again", action="store_true", help="measure anew what the files already hold")
+    parser.add_argument("--method", choices=METHODS, default="star", help="what stands in front of the linears")
+    parser.add_argument("--seed", type=int, help="of every random input; drawn and recorded by default")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="folder of the sections' files")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="folder of gpu.json")
+    parser.add_argument("--library", type=Path, help="an already built library of kernels")
+    parser.add_argument("--every", type=int, default=1, help="check only every n-th case")
+    parser.add_argument("--emulate", action="store_true", help="host library, tiny sizes: no figure means anything")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.only.split(",") if name not in SECTIONS]
+    if unknown:
+        parser.error(f"--only: got {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
+    return options
+
+
+def open_machine(options: argparse.Namespace) -> Machine:
+    """The GPU, or its emulation where that is asked for."""
+    if not options.emulate:
+        if not torch.cuda.is_available():
+            sys.exit("bench.gpu: torch sees no CUDA device; `--emulate` runs the host library, for tests only")
+        return cuda_machine(options.library)
+    from plugins.toolchain import build_host
+
+    return emulated_machine(options.library or build_host())
+
+
+def collect(machine: Machine, work: Path, names: list[str]) -> tuple[dict[str, object], list[Verdict]]:
+    """The content of gpu.json from the sections' files of this machine and these kernels, and the verdicts."""
+    files = {name: read_rows(work, name) for name in names}
+    known = {name: file for name, file in files.items() if file.get("identity") == machine.identity()}
+    judged = verdicts({name: file["rows"] for name, file in known.items()}, machine.arch)
+    content = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "verdicts": [verdict.as_json() for verdict in judged],
+        "sections": known,
+    }
+    return content, judged
+
+
+def main(arguments: list[str] | None = None) -> int:
+    started, options = time.monotonic(), _options(arguments)
+    machine = open_machine(options)
+    seed = int.from_bytes(os.urandom(3), "big") if options.seed is None else options.seed
+    plan = Plan(
+        machine=machine,
+        work=options.work,
+        seed=seed,
+        deadline=started + options.budget_s,
+        method=options.method,
+        every=options.every,
+    )
+    print(f"{machine.identity()['device']}, seed {seed}, kernels built in {time.monotonic() - started:.0f} s")
+    ended = True
+    with torch.no_grad():
+        for name in options.only.split(","):
+            ended = measure(SECTIONS[name], plan, options.again) and ended
+            print(f"{name}: {time.monotonic() - started:.0f} s since the start")
+    if machine.emulated:
+        print("emulation on a CPU: nothing was timed on a device, and no result is written")
+        rows = read_rows(options.work, CORRECTNESS.name)["rows"]
+        return 1 if any(row["wrong"] for row in rows.values()) else 0
+    content, judged = collect(machine, options.work, list(SECTIONS))
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / "gpu.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(*judged, path, sep="\n")
+    if any(verdict.outcome == "fail" for verdict in judged):
+        return 1
+    return 0 if ended else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
