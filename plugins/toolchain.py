@@ -19,7 +19,6 @@ CUDA = Path(__file__).parent / "cuda"
 BUILD = Path(__file__).parents[1] / "build" / "kernels"
 TOOLS = Path(__file__).parents[1] / "build" / "tools"
 
-AARCH64_CUDART = TOOLS / "aarch64" / "nvidia" / "cu13" / "lib" / "libcudart_static.a"
 HOST_FLAGS, NVCC_FLAGS = CUDA / "host.flags", CUDA / "nvcc.flags"
 
 
@@ -63,6 +62,13 @@ def cuda_program(name: str) -> Path:
     if found is None:
         raise ToolMissingError(f"no CUDA program {name}")
     return found
+
+
+def fetched(name: str) -> Path:
+    """A file or folder among what `make tools` fetched: runtimes that only tests load, libraries of other machines."""
+    if not (TOOLS / name).exists():
+        raise ToolMissingError(f"no {name} in {TOOLS.relative_to(TOOLS.parents[1])} (make tools)")
+    return TOOLS / name
 
 
 def nvcc() -> Path:
@@ -167,9 +173,8 @@ def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
         options += [f"-DDLLMC_CUDA={nvcc().parents[1]}"]
     if machine == "aarch64":
         aarch64_compiler()
-        if not AARCH64_CUDART.exists():
-            raise ToolMissingError("no CUDA runtime library for aarch64 (make tools)")
-        options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={AARCH64_CUDART.parent}"]
+        cudart = fetched("aarch64/nvidia/cu13/lib/libcudart_static.a").parent
+        options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={cudart}"]
     cmake, output = str(_program("cmake", "CMake")), folder / machine
     with _locked(folder / f"{machine}.lock"):
         _check([cmake, "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
