@@ -61,7 +61,7 @@ struct Thread {
   std::unique_ptr<Fiber> fiber;
 };
 
-inline thread_local Thread* running __attribute__((tls_model("initial-exec"))) = nullptr;
+inline thread_local Thread* running = nullptr;
 
 // Where `count` threads wait for one another in the same operation.
 struct Meeting {
