@@ -11,8 +11,6 @@
 namespace dllmc {
 namespace {
 
-constexpr int kBlocksPerSm = 2;
-
 // Owns the outputs of a block: makes values of sums and writes them.
 template <class Format, int kColumns, int kTiles>
 class RowsFlush {
@@ -117,9 +115,8 @@ class GroupsFlush {
   Pair total_[kOwned] = {};
 };
 
-// kTiles tiles of 16 outputs in a unit; the ring holds 4 weight tiles a warp.
 template <class Format, int kColumns, int kTiles, bool kGrouped>
-DLLMC_KERNEL(kSmallThreads, kBlocksPerSm)
+DLLMC_KERNEL(kSmallThreads, (SmallTile<Format, kColumns, kTiles, kGrouped>::kBlocksPerSm))
 void linear_small(DLLMC_PARAM LinearArgs p) {
   if constexpr (std::is_same_v<Format, Int4> && !gpu::kHasInt4) {
     gpu::trap();
@@ -138,16 +135,16 @@ void linear_small(DLLMC_PARAM LinearArgs p) {
 
 template <class Format, int kColumns, int kTiles, bool kGrouped>
 const char* launch_small(const LinearArgs& p, const Launch& launch) {
-  const int n_tiles = p.outputs / kTileOutputs;
-  const unsigned grid = static_cast<unsigned>(
-      small_grid((n_tiles + kTiles - 1) / kTiles, launch.device.num_sms, kBlocksPerSm));
+  constexpr int kBlocksPerSm = SmallTile<Format, kColumns, kTiles, kGrouped>::kBlocksPerSm;
+  const int units = (p.outputs / kTileOutputs + kTiles - 1) / kTiles;
+  const unsigned grid = static_cast<unsigned>(small_grid(units, launch.device.num_sms, kBlocksPerSm));
   return gpu::launch(linear_small<Format, kColumns, kTiles, kGrouped>, gpu::Dim{grid}, kSmallThreads,
                      UnitPairs<kColumns, kTiles>::kBytes, launch.stream, p);
 }
 
-// Two tiles a unit halve what L1 sends, where enough units for every block remain.
+// Two tiles a unit halve what L1 sends, where at least two units for each of two blocks an SM remain.
 bool is_wide(const LinearArgs& p, const Device& device) {
-  return p.outputs / (2 * kTileOutputs) >= 2 * kBlocksPerSm * device.num_sms;
+  return p.outputs / (2 * kTileOutputs) >= 4 * device.num_sms;
 }
 
 template <class Format>

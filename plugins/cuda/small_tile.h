@@ -64,6 +64,8 @@ struct UnitPairs {
 template <class Format, int kColumns, int kTiles, bool kGrouped>
 class SmallTile {
  public:
+  // What registers allow: with groups, sums of 64 tokens and a thread's float sums take those of two blocks.
+  static constexpr int kBlocksPerSm = kGrouped && kColumns > 4 ? 1 : 2;
   using Sums = int32_t[kTiles][kColumns][4];
 
   DLLMC_DEVICE explicit SmallTile(const SmallProduct& p) : p_(p) {
@@ -109,11 +111,11 @@ class SmallTile {
   }
 
  private:
-  static constexpr int kRing = kTiles > 1 || kGrouped ? 2 : 4;  // K tiles a warp has in flight
+  static constexpr int kRing = kTiles > 1 || (kGrouped && kBlocksPerSm > 1) ? 2 : 4;  // K tiles a warp has in flight
   static constexpr int kLaneBytes = Format::kActivationBytes / 4;
   static constexpr int kVecs = kLaneBytes / 16;  // 16-byte loads a lane, tile and column
   // Such loads that a buffer of activations holds: as many as registers allow.
-  static constexpr int kHeld = (kColumns > 4 && kGrouped) ? kVecs : kColumns > 4 || kTiles > 1 || kGrouped ? 2 : 4;
+  static constexpr int kHeld = kColumns > 4 || kTiles > 1 || kGrouped ? 2 : 4;
   static constexpr int kChunk = kColumns * kVecs < kHeld ? kColumns : kHeld / kVecs;  // columns loaded at once
   static constexpr int kChunks = kColumns / kChunk;
   static_assert(kColumns % kChunk == 0 && kRing * kChunks % 2 == 0, "the two buffers of activations alternate");
