@@ -1,0 +1,323 @@
+// What the warps of a Hopper block do: linear_hopper.cu says who they are and why.
+#pragma once
+
+#include "hopper.h"
+#include "hopper_epilogue.h"
+#include "linear.h"
+
+namespace dllmc::hopper {
+
+constexpr int kOutputs = 128;
+constexpr int kConsumers = 256, kThreads = 384;
+constexpr int kConsumerWarps = 8, kProducerWarps = 4;
+constexpr int kStageCodes = 128, kProducts = 4;
+constexpr int kRegisters = 168;  // of a thread when a block starts: 64 K / 384, a multiple of 8
+constexpr int kConsumerRegisters = 208, kProducerRegisters = 88;
+static_assert(2 * kConsumerRegisters + kProducerRegisters <= 3 * kRegisters, "registers of a block");
+constexpr int kConsumerBarrier = 1;  // for sync_some
+
+template <class Format, int kTokens>
+struct Shared {
+  static constexpr int kTiles = kStageCodes / Format::kCodesPerTile;  // weight tiles of a stage along K
+  static constexpr int kOperand = kTokens * kStageCodes;
+  static constexpr int kTileRow = kTiles * kTileStride;  // 16 outputs of a stage
+  static constexpr int kStage = kOperand + kOutputs / kTileOutputs * kTileRow;
+  static constexpr int kTables = 2 * kTokens * static_cast<int>(sizeof(Token));
+  static constexpr int kMaxBytes = 227 * 1024, kMaxStages = 8;
+  static constexpr int kFit = (kMaxBytes - kTables - 2 * kMaxStages * 8) / kStage;
+  static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
+  static constexpr int kBytes = kStages * kStage + kTables + 2 * kStages * 8;
+
+  static DLLMC_DEVICE unsigned char* operand(int stage) { return gpu::shared() + stage * kStage; }
+  static DLLMC_DEVICE unsigned char* weights(int stage) { return operand(stage) + kOperand; }
+  static DLLMC_DEVICE Token* tokens(int table) {
+    return reinterpret_cast<Token*>(gpu::shared() + kStages * kStage) + table * kTokens;
+  }
+  static DLLMC_DEVICE gpu::Barrier* full(int stage) {
+    return reinterpret_cast<gpu::Barrier*>(gpu::shared() + kStages * kStage + kTables) + stage;
+  }
+  static DLLMC_DEVICE gpu::Barrier* empty(int stage) { return full(kStages + stage); }
+};
+
+// A place in the ring of stages.
+template <int kStages>
+struct Cursor {
+  int stage = 0;
+  uint32_t parity = 0;
+  DLLMC_DEVICE void advance() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// Tiles of a block, one after the other: all tokens of 128 outputs first, so that weights come from memory once.
+struct Tiles {
+  int num_token_tiles, num_tiles, tile;
+  DLLMC_DEVICE Tiles(const LinearArgs& p, int tokens)
+      : num_token_tiles(static_cast<int>((p.rows + tokens - 1) / tokens)),
+        num_tiles(num_token_tiles * ((p.outputs + kOutputs - 1) / kOutputs)),
+        tile(gpu::block_x()) {}
+  DLLMC_DEVICE bool valid() const { return tile < num_tiles; }
+  DLLMC_DEVICE void advance() { tile += gpu::grid_x(); }
+  DLLMC_DEVICE int token_tile() const { return tile % num_token_tiles; }
+  DLLMC_DEVICE int first_output() const { return tile / num_token_tiles * kOutputs; }
+};
+
+DLLMC_DEVICE int num_stages(const LinearArgs& p) { return (p.inner + kStageCodes - 1) / kStageCodes; }
+template <class A, class B>
+DLLMC_DEVICE auto smaller(A a, B b) {
+  return a < b ? a : b;
+}
+
+// The words of one step of a token, in the order of the products.
+DLLMC_DEVICE void spread(uint32_t* words, const WideActivation& x) {
+  words[0] = x.low[0];
+  words[1] = x.low[1];
+  words[2] = x.high[0];
+  words[3] = x.high[1];
+}
+DLLMC_DEVICE void spread(uint32_t* words, const Int8::Activation& x) {
+  words[0] = x.b[0];
+  words[1] = x.b[1];
+}
+
+// A warp fills every fourth stage by itself: while one waits for memory, the others write. Nothing is loaded between
+// its writes and their fence, which may wait for loads, too.
+template <class Format, int kTokens>
+struct Producer {
+  using S = Shared<Format, kTokens>;
+  static constexpr int kTiles = S::kTiles, kSteps = 2 * kTiles;
+  static constexpr int kTokenBytes = Format::kActivationBytes * kTiles;  // of a stage
+  static constexpr int kVecs = kTokenBytes / 64, kVecsOfTile = kVecs / kTiles;
+  // Lanes 4 r to 4 r + 3 share tokens r, r + 8, ...; two batches of them are under way, 64 registers a thread.
+  static constexpr int kTokensAtOnce = 8;
+  static constexpr int kRows = 4 / kVecs;
+  static constexpr int kBatches = kTokens / kTokensAtOnce / kRows;
+
+  struct Row {
+    gpu::Vec v[kVecs];
+  };
+
+  const LinearArgs& p;
+  const int lane = gpu::lane(), r = lane / 4, t = lane % 4;
+  const int stages = num_stages(p);
+  const int64_t row_bytes = static_cast<int64_t>(p.inner / Format::kCodesPerTile) * Format::kActivationBytes;
+  const int8_t* codes = nullptr;  // the thread's of the tile's first token and the stage
+  int last = 0;                   // token of the tile
+  bool whole = true;              // no half stage
+  Row even[kRows], odd[kRows];
+  Tiles tiles{p, kTokens};
+  int k = gpu::warp() - kConsumerWarps;  // stage of the tile
+  int stage = k;                         // of the ring
+  uint32_t parity = 1;
+
+  DLLMC_DEVICE explicit Producer(const LinearArgs& args) : p(args) { enter_tile(); }
+
+  DLLMC_DEVICE void enter_tile() {
+    for (; k >= stages && tiles.valid(); tiles.advance()) k -= stages;
+  }
+  DLLMC_DEVICE void advance() {
+    stage += kProducerWarps;
+    if (stage >= S::kStages) {
+      stage -= S::kStages;
+      parity ^= 1;
+    }
+    k += kProducerWarps;
+    enter_tile();
+  }
+
+  // Tokens behind the last read as the last: their sums are never stored. K of 8-bit codes may end in half a stage.
+  DLLMC_DEVICE void load(Row (&rows)[kRows], int batch) {
+    DLLMC_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const int token = smaller(batch * kRows * kTokensAtOnce + r + i * kTokensAtOnce, last);
+      const int8_t* row = codes + token * row_bytes;
+      DLLMC_UNROLL
+      for (int v = 0; v < kVecs; ++v) {
+        const bool inside = v < kVecsOfTile || whole;
+        const int offset = v / kVecsOfTile * Format::kActivationBytes + v % kVecsOfTile * 16;
+        rows[i].v[v] = inside ? gpu::load_shared_reads(row + offset) : gpu::Vec{};
+      }
+    }
+  }
+
+  DLLMC_DEVICE void store(const Row (&rows)[kRows], int batch) {
+    unsigned char* token = S::operand(stage) + (batch * kRows * kTokensAtOnce + r) * kStageCodes + 4 * t;
+    DLLMC_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      uint32_t words[8];
+      DLLMC_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        const int word = step * Format::kStepWords;
+        spread(words + 8 / kSteps * step, Format::activation(&rows[i].v[word / 4].v[word % 4]));
+      }
+      DLLMC_UNROLL
+      for (int c = 0; c < 8; ++c) {
+        gpu::write_operand(token + ((c ^ r) << 4) + i * kTokensAtOnce * kStageCodes, words[c]);
+      }
+    }
+  }
+
+  // A lane copies the stage's weights of 16 outputs.
+  DLLMC_DEVICE void copy_weights() {
+    const int n = tiles.first_output();
+    const int num_rows = static_cast<int>(smaller(kOutputs, p.outputs - n)) / kTileOutputs;
+    const int num_tiles_k = p.inner / Format::kCodesPerTile;
+    const int bytes = static_cast<int>(smaller(kTiles, num_tiles_k - k * kTiles)) * kTileStride;
+    gpu::Barrier* full = S::full(stage);
+    if (lane == 0) gpu::expect_bytes(full, num_rows * bytes);
+    gpu::sync_warp();
+    if (lane >= num_rows) return;
+    const int64_t tile = static_cast<int64_t>(n / kTileOutputs + lane) * num_tiles_k + k * kTiles;
+    gpu::copy_bulk(S::weights(stage) + lane * S::kTileRow, p.weight + tile * kTileStride, bytes, full);
+  }
+
+  // The epilogue will read the tile's residuals; a lane asks for every 32nd token's.
+  DLLMC_DEVICE void prefetch_residual() {
+    const int n = tiles.first_output(), size = p.residual_type == Type::kFloat32 ? 4 : 2;
+    const int64_t first = static_cast<int64_t>(tiles.token_tile()) * kTokens;
+    const int num_tokens = static_cast<int>(smaller(kTokens, p.rows - first));
+    const int bytes = static_cast<int>(smaller(kOutputs, p.outputs - n)) * size;
+    for (int i = lane; i < num_tokens; i += 32) {
+      gpu::prefetch_bulk(static_cast<const unsigned char*>(p.residual) + ((first + i) * p.outputs + n) * size, bytes);
+    }
+  }
+
+  DLLMC_DEVICE void start() {
+    const int64_t first = static_cast<int64_t>(tiles.token_tile()) * kTokens;
+    codes = p.codes + first * row_bytes + static_cast<int64_t>(k) * kTokenBytes + t * kVecsOfTile * 16;
+    last = static_cast<int>(smaller(p.rows - first, kTokens)) - 1;
+    whole = (k + 1) * kStageCodes <= p.inner;
+    load(even, 0);
+    if constexpr (kBatches > 1) load(odd, 1);
+  }
+  DLLMC_DEVICE void fill() {
+    gpu::wait(S::empty(stage), parity);
+    copy_weights();
+    if (k == 0 && p.residual) prefetch_residual();
+    DLLMC_UNROLL
+    for (int batch = 0; batch < kBatches; ++batch) {
+      Row(&rows)[kRows] = batch % 2 ? odd : even;
+      store(rows, batch);
+      if (batch + 2 < kBatches) load(rows, batch + 2);
+    }
+    gpu::publish_operand();
+    gpu::sync_warp();
+    if (lane == 0) gpu::arrive(S::full(stage));
+  }
+
+  DLLMC_DEVICE void run() {
+    if (tiles.valid()) start();
+    while (tiles.valid()) {
+      fill();
+      advance();
+      if (tiles.valid()) start();
+    }
+  }
+};
+
+// A registers of the products of a stage.
+struct Weights {
+  uint32_t a[kProducts][4];
+};
+DLLMC_DEVICE void place(Weights& w, int step, const WideWeight& x) {
+  DLLMC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    w.a[2 * step][i] = x.low[i];
+    w.a[2 * step + 1][i] = x.high[i];
+  }
+}
+DLLMC_DEVICE void place(Weights& w, int step, const Int8::Weight& x) {
+  DLLMC_UNROLL
+  for (int i = 0; i < 4; ++i) w.a[step][i] = x.a[i];
+}
+
+template <class Format, int kTokens>
+struct Products {
+  using S = Shared<Format, kTokens>;
+  static constexpr int kSums = kTokens / 2;
+
+  Cursor<S::kStages> next, oldest;  // stages to issue and to give back
+  const int lane = gpu::lane(), warp = gpu::warp();
+
+  // Starts the products of the next stage.
+  DLLMC_DEVICE void issue(int32_t (&sums)[kSums], Weights& weights, bool accumulate) {
+    gpu::wait(S::full(next.stage), next.parity);
+    const unsigned char* tile = S::weights(next.stage) + warp * S::kTileRow + lane * 16;
+    DLLMC_UNROLL
+    for (int step = 0; step < 2 * S::kTiles; ++step) {
+      place(weights, step, Format::weight(*reinterpret_cast<const gpu::Vec*>(tile + step * kTileStride / 2)));
+    }
+    const gpu::Descriptor operand = gpu::descriptor(S::operand(next.stage));
+    gpu::begin_products();
+    DLLMC_UNROLL
+    for (int q = 0; q < kProducts; ++q) {
+      gpu::multiply_async(sums, weights.a[q], operand + 2 * q, accumulate || q > 0);
+    }
+    gpu::commit_products();
+    next.advance();
+  }
+
+  // Ends the oldest stage under way, of which `kLater` follow; its weights' registers are free again.
+  template <int kLater>
+  DLLMC_DEVICE void retire(Weights& weights) {
+    gpu::wait_products<kLater>();
+    DLLMC_UNROLL
+    for (int q = 0; q < kProducts; ++q) gpu::settle(weights.a[q]);
+    if (lane == 0) gpu::arrive(S::empty(oldest.stage));
+    oldest.advance();
+  }
+
+  // sums = the products of the next `count` stages.
+  DLLMC_DEVICE void run(int32_t (&sums)[kSums], int count) {
+    Weights even, odd;
+    issue(sums, even, false);
+    int i = 1;
+    for (; i + 1 < count; i += 2) {
+      issue(sums, odd, true);
+      retire<1>(even);
+      issue(sums, even, true);
+      retire<1>(odd);
+    }
+    if (i < count) {
+      issue(sums, odd, true);
+      retire<1>(even);
+      retire<0>(odd);
+    } else {
+      retire<0>(even);
+    }
+    gpu::settle(sums);
+  }
+};
+
+template <class Format, int kTokens, bool kGrouped>
+DLLMC_DEVICE void consume(const LinearArgs& p) {
+  using S = Shared<Format, kTokens>;
+  Products<Format, kTokens> products;
+  const int thread = gpu::thread(), column = products.lane % 4 * 2;
+  const int count = kGrouped ? num_groups(p) : 1, stages = kGrouped ? group_size(p) / kStageCodes : num_stages(p);
+  int table = 0;
+  for (Tiles tiles(p, kTokens); tiles.valid(); tiles.advance()) {
+    const int64_t m = static_cast<int64_t>(tiles.token_tile()) * kTokens;
+    const int n = tiles.first_output() + products.warp * kTileOutputs + products.lane / 4 * 2;
+    const auto num_tokens = static_cast<int>(smaller(kTokens, p.rows - m)) - column;
+    Epilogue<kTokens> epilogue{p, m + column, n, num_tokens, {}};
+    for (int group = 0; group < count; ++group, table ^= 1) {
+      // Two tables take turns: whoever writes one has passed the barrier behind the last reading of it.
+      if (thread < kTokens) {
+        const int64_t row = smaller(m + thread, p.rows - 1), i = p.a_group ? row * count + group : row;
+        S::tokens(table)[thread] = {p.scale[i], p.zero ? p.zero[i] : 0};
+      }
+      const OutputPair outputs(p, n, group, count);
+      int32_t sums[kTokens / 2];
+      products.run(sums, stages);
+      gpu::sync_some(kConsumerBarrier, kConsumers);
+      epilogue.template add_group<Format::kShift, kGrouped>(sums, outputs, S::tokens(table) + column, group == 0);
+      if (kGrouped && !p.a_group && group == count - 1) epilogue.scale_tokens(epilogue.y, S::tokens(table) + column);
+    }
+    if (n < p.outputs) epilogue.store();
+  }
+}
+
+}  // namespace dllmc::hopper
