@@ -1,0 +1,61 @@
+"""Rows that are hard to quantise, and how far a kernel's codes may stand from the reference's."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins.affine_grid import split_groups
+from plugins.int4 import code_limit, pack_int4
+from plugins.quantize import quantize
+
+# float32: one operation is off by at most half of this.
+EPSILON = 2.0**-23
+
+
+def hard_rows(inner: int, seed: int = 0) -> Tensor:
+    """Five rows with outliers, then the odd ones: zeros, one sign, ties, tiny values."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, inner, generator=random)
+    x *= torch.where(torch.rand(5, inner, generator=random) < 0.02, 50.0, 1.0)
+    steps = torch.arange(inner) % 15 - 7.0
+    odd = [torch.zeros(inner), -torch.rand(inner, generator=random) - 1, torch.rand(inner, generator=random) + 1]
+    odd += [steps, steps / 2, torch.arange(inner) % 29 / 2 - 4.0, steps * 1e-6]
+    return torch.cat([x, torch.stack(odd)])
+
+
+def packed(codes: Tensor, bits: int) -> Tensor:
+    return pack_int4(codes).view(torch.int8) if bits <= 4 else codes
+
+
+def unpacked(codes: Tensor, bits: int) -> Tensor:
+    return torch.stack([codes << 4 >> 4, codes >> 4], dim=-1).flatten(-2) if bits <= 4 else codes
+
+
+def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], bits: int) -> None:
+    assert torch.equal(found[0], packed(expected[0], bits))
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+
+
+def assert_near(found: tuple[Tensor, ...], y: Tensor, error: Tensor, options: dict[str, Any]) -> float:
+    """`found` quantises values that differ from y, the reference's, by at most `error` (float64, like y).
+
+    Scale: it moves by the largest error of its group over the limit of the codes, and by 3 roundings of its own.
+    Steps x / s: off by the error, by the scale's, and by 3 roundings of a number that is clipped above 2 limit + 1.
+    Codes may differ by 1, and only where the reference's x / s is that near to a half. Returns their share.
+    """
+    bits, limit = options.get("bits", 4), code_limit(options.get("bits", 4))
+    a_group = options.get("a_group", 0)
+    codes, scale, zero = quantize(y, **options)
+    wide = scale.double().unsqueeze(-1)
+    values, errors = split_groups(y.double(), a_group), split_groups(error, a_group)
+    moved = errors.amax(-1, keepdim=True) / limit / wide + 3 * EPSILON
+    assert ((found[1] - scale).abs().double().unsqueeze(-1) <= wide * moved).all()
+    steps = (values / wide).clamp(-2 * limit - 1, 2 * limit + 1)
+    tolerance = errors / wide + steps.abs() * moved + (2 * limit + 1) * 3 * EPSILON
+    near_half = ((steps - steps.floor() - 0.5).abs() <= tolerance).flatten(-2)
+    difference = (unpacked(found[0], bits).int() - codes.int()).abs()
+    assert torch.equal(found[2], zero), "these rows have no zero point near a half"
+    assert (difference <= near_half.int()).all()
+    return float((difference > 0).double().mean())
