@@ -37,7 +37,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--budget-s", type=float, default=540.0, help="stop before an item that might not end in time")
     parser.add_argument("--again", action="store_true", help="measure anew what the files already hold")
-    parser.add_argument("--method", choices=METHODS, default="star", help="what stands in front of the linears")
+    parser.add_argument("--methods", default=METHODS[0], help=f"of whole models, some of {','.join(METHODS)}")
     parser.add_argument("--seed", type=int, help="of every random input; drawn and recorded by default")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="folder of the sections' files")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="folder of gpu.json")
@@ -45,9 +45,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="check only every n-th case")
     parser.add_argument("--emulate", action="store_true", help="host library, tiny sizes: no figure means anything")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.only.split(",") if name not in SECTIONS]
-    if unknown:
-        parser.error(f"--only: got {unknown[0]!r}, expected some of {','.join(SECTIONS)}")
+    for option, known in (("only", SECTIONS), ("methods", METHODS)):
+        unknown = [name for name in getattr(options, option).split(",") if name not in known]
+        if unknown:
+            parser.error(f"--{option}: got {unknown[0]!r}, expected some of {','.join(known)}")
     return options
 
 
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         work=options.work,
         seed=seed,
         deadline=started + options.budget_s,
-        method=options.method,
+        methods=tuple(options.methods.split(",")),
         every=options.every,
     )
     print(f"{machine.identity()['device']}, seed {seed}, kernels built in {time.monotonic() - started:.0f} s")

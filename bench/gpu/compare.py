@@ -121,3 +121,16 @@ def compare_rotate(found: Tensor, expected: Tensor, x: Tensor, blocks: Tensor) -
     size = blocks.shape[-1]
     largest = float(x.double().abs().max()) * float(blocks.double().abs().max())
     return close(found, expected, ULP[expected.dtype], size * size * 2.0**-24 * largest)
+
+
+def compare_call(
+    op: str, found: list[Tensor], expected: list[Tensor], given: tuple[Any, ...], named: dict[str, Any]
+) -> str | None:
+    """What is wrong with the outputs of one call, by the rule of its op."""
+    if op == "quantize":
+        return compare_quantize(found, expected, given[0], named)
+    if op == "linear":
+        return compare_linear(found[0], expected[0], named.get("swiglu", False))
+    if op == "head":
+        return compare_head(found, expected)
+    return compare_rotate(found[0], expected[0], given[0], given[1])

@@ -2,50 +2,28 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from torch import Tensor
+from functools import partial
 
 from bench.gpu.cases import CALLS, Case, all_cases, real_cases
-from bench.gpu.compare import compare_head, compare_linear, compare_quantize, compare_rotate
+from bench.gpu.compare import compare_call
+from bench.gpu.compared import check_model, on_cpu, outputs_on_cpu
 from bench.gpu.kernels import Kernels, References
 from bench.gpu.operands import Draws
 from bench.gpu.section import Item, Plan, Row, Section
-from bench.gpu.shapes import MODELS
+from bench.gpu.shapes import MODELS, TINY_MODELS
 
 CASES_A_ROW = 64
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
-def _outputs(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [result.cpu()] if isinstance(result, Tensor) else [tensor.cpu() for tensor in result]
-
-
-def compare_call(
-    op: str, found: list[Tensor], expected: list[Tensor], given: tuple[Any, ...], named: Row
-) -> str | None:
-    """What is wrong with the outputs of one call, by the rule of its op."""
-    if op == "quantize":
-        return compare_quantize(found, expected, given[0], named)
-    if op == "linear":
-        return compare_linear(found[0], expected[0], named.get("swiglu", False))
-    if op == "head":
-        return compare_head(found, expected)
-    return compare_rotate(found[0], expected[0], given[0], given[1])
 
 
 def check(case: Case, kernels: Kernels, draws: Draws) -> Row:
     """One case: `wrong` says what differs; `refused` why a forced path does not take it."""
     given, named = CALLS[case.op](case, draws)
     try:
-        found = _outputs(getattr(kernels, case.op)(*given, **named))
+        found = outputs_on_cpu(getattr(kernels, case.op)(*given, **named))
     except ValueError as reason:
         return {"refused": str(reason)}
-    given, named = tuple(map(_on_cpu, given)), {name: _on_cpu(value) for name, value in named.items()}
-    expected = _outputs(getattr(References(), case.op)(*given, **named))
+    given, named = on_cpu(given), dict(zip(named, on_cpu(tuple(named.values())), strict=True))
+    expected = outputs_on_cpu(getattr(References(), case.op)(*given, **named))
     wrong = compare_call(case.op, found, expected, given, named)
     return {"wrong": wrong} if wrong else {}
 
@@ -78,8 +56,10 @@ def _items(plan: Plan) -> Iterator[Item]:
     for name, cases in groups.items():
         for part, start in enumerate(range(0, len(cases), CASES_A_ROW)):
             chosen = cases[start : start + CASES_A_ROW]
-            yield f"{name} {part}", lambda chosen=chosen, number=number: _check_all(chosen, plan, number)
+            yield f"{name} {part}", partial(_check_all, chosen, plan, number)
             number += 1
+    for shape in TINY_MODELS if plan.every == 1 else ():
+        yield shape.name, partial(check_model, plan.machine, shape, plan.seed)
 
 
 def wrong_cases(rows: dict[str, Row]) -> dict[str, str]:

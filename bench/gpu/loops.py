@@ -58,7 +58,7 @@ def time_loops(machine: Machine, loops: dict[str, Loop], seed: int) -> Row:
     return {"schedule": vars(schedule), **rates, **paired(times["bf16"], times["ours"])}
 
 
-def measure_loops(plan: Plan, shape: ModelShape, seed: int) -> Row:
+def measure_loops(plan: Plan, shape: ModelShape, method: str, seed: int) -> Row:
     """Every canvas, cached and uncached; void where both models do not fit."""
     machine = plan.machine
     try:
@@ -68,9 +68,9 @@ def measure_loops(plan: Plan, shape: ModelShape, seed: int) -> Row:
     draws = Draws(machine.device, seed)
     models = {
         "bf16": Bf16Model(shape, machine, draws),
-        "ours": QuantizedModel(shape, machine, machine.load(False), draws, plan.method),
+        "ours": QuantizedModel(shape, machine, machine.load(False), draws, method),
     }
-    row: Row = {"method": plan.method}
+    row: Row = {}
     for schedule in schedules(machine.emulated):
         for model in models.values():
             model.allocate(schedule.canvas)
@@ -83,7 +83,8 @@ def measure_loops(plan: Plan, shape: ModelShape, seed: int) -> Row:
 
 def _items(plan: Plan) -> Iterator[Item]:
     for number, shape in enumerate(TINY_MODELS if plan.machine.emulated else MODELS):
-        yield shape.name, partial(measure_loops, plan, shape, plan.seed + number)
+        for method in plan.methods:
+            yield f"{shape.name} {method}", partial(measure_loops, plan, shape, method, plan.seed + number)
 
 
 LOOPS = Section(name="loops", about="the complete denoising loop, tokens per second", items=_items, slowest_s=150.0)

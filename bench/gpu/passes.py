@@ -107,7 +107,7 @@ def peaks(plan: Plan, model: Model, base_bytes: int, seed: int) -> dict[str, int
     return found
 
 
-def measure_model(plan: Plan, shape: ModelShape, seed: int) -> Row:
+def measure_model(plan: Plan, shape: ModelShape, method: str, seed: int) -> Row:
     """Memory of each model as it is made, then the times of both; void where they do not fit."""
     machine = plan.machine
     try:
@@ -118,19 +118,20 @@ def measure_model(plan: Plan, shape: ModelShape, seed: int) -> Row:
     bf16 = Bf16Model(shape, machine, draws)
     weights, peak = {"bf16": bf16.weight_bytes}, {"bf16": peaks(plan, bf16, base, seed)}
     base = allocated_bytes(machine)
-    ours = QuantizedModel(shape, machine, machine.load(False), draws, plan.method)
+    ours = QuantizedModel(shape, machine, machine.load(False), draws, method)
     for bits, name in ((8, "int8 head and embedding"), (16, "int8 head")):
         ours.draw_embedding(draws, bits)
         weights[name], peak[name] = ours.weight_bytes, peaks(plan, ours, base, seed)
     weights["norms, transforms and TAC"] = sum(size_bytes(block["sites"]) for block in ours.weights["blocks"])
     models: dict[str, Model] = {"bf16": bf16, "ours": ours}
     passes = {case.name: time_pass(plan, models, case, seed) for case in pass_cases(machine.emulated)}
-    return {"method": plan.method, "weight_bytes": weights, "peak_bytes": peak, "passes": passes}
+    return {"weight_bytes": weights, "peak_bytes": peak, "passes": passes}
 
 
 def _items(plan: Plan) -> Iterator[Item]:
     for number, shape in enumerate(TINY_MODELS if plan.machine.emulated else MODELS):
-        yield shape.name, partial(measure_model, plan, shape, plan.seed + number)
+        for method in plan.methods:
+            yield f"{shape.name} {method}", partial(measure_model, plan, shape, method, plan.seed + number)
 
 
 PASSES = Section(

@@ -27,7 +27,7 @@ class Plan:
     work: Path
     seed: int
     deadline: float
-    method: str
+    methods: tuple[str, ...]
     every: int = 1
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.gpu.correctness import wrong_cases
+from bench.gpu.quantized import METHODS
 from bench.gpu.sanitizer import TOOLS
 from bench.gpu.section import Row
 from bench.gpu.shapes import BLOCK_KEYS, BLOCK_ROWS, CANVASES, DREAM, LLADA, MODELS, ModelShape
@@ -102,16 +103,19 @@ def _gemm(sections: Sections, bandwidth: float | None) -> Iterator[Verdict]:
             bar = GEMM_SMALL if count == BLOCK_ROWS else GEMM_LARGE
             line = f"{shape.name} linears, {count} rows, against cuBLAS bf16"
             total = _gemm_total(rows, shape, count)
-            if total is None:
-                yield Verdict(line=line, outcome="waiting", bar=bar)
-                continue
-            bf16, ours, moved = total
-            yield _at_least(line, bf16 / ours, bar)
-            if count == BLOCK_ROWS and bandwidth:
-                share = moved / (ours * 1e-3) / bandwidth
-                theirs = 4 * moved / (bf16 * 1e-3) / bandwidth
-                line = f"{shape.name} linears, {count} rows, of bandwidth"
-                yield _at_least(line, share, GEMM_BANDWIDTH, f"bf16 reaches {theirs:.2f}")
+            yield (
+                Verdict(line=line, outcome="waiting", bar=bar)
+                if total is None
+                else (_at_least(line, total[0] / total[1], bar))
+            )
+        line = f"{shape.name} linears, {BLOCK_ROWS} rows, of bandwidth"
+        total = _gemm_total(rows, shape, BLOCK_ROWS)
+        if total is None or bandwidth is None:
+            yield Verdict(line=line, outcome="waiting", bar=GEMM_BANDWIDTH)
+            continue
+        bf16, ours, moved = total
+        share, theirs = (size / (ms * 1e-3) / bandwidth for size, ms in ((moved, ours), (4 * moved, bf16)))
+        yield _at_least(line, share, GEMM_BANDWIDTH, f"bf16 reaches {theirs:.2f}")
 
 
 def _elementwise(sections: Sections, copy: float | None) -> Iterator[Verdict]:
@@ -122,21 +126,20 @@ def _elementwise(sections: Sections, copy: float | None) -> Iterator[Verdict]:
             row["bytes_per_s"]["auto"] / max(row["bytes_per_s"]["copy"], row["bytes_per_s"]["negation"])
         )
     }
-    if copy:
-        shares["of the large copy, 8192 rows"] = lambda row: row["bytes_per_s"]["auto"] / copy
+    shares["of the large copy, 8192 rows"] = lambda row: row["bytes_per_s"]["auto"] / copy if copy else 0.0
     for name, share in shares.items():
         line = f"fused element-wise kernels, {name}"
         chosen = {key: share(row) for key, row in large.items() if "8192" not in name or row["rows"] == 8192}
-        if not chosen:
+        if not chosen or not copy:
             yield Verdict(line=line, outcome="waiting", bar=ELEMENTWISE)
             continue
         worst = min(chosen, key=chosen.__getitem__)
         yield _at_least(line, chosen[worst], ELEMENTWISE, f"the least of {len(chosen)}: {worst}")
 
 
-def baseline_shares(sections: Sections, shape: ModelShape) -> dict[str, tuple[float, float]]:
+def baseline_shares(sections: Sections, shape: ModelShape, method: str) -> dict[str, tuple[float, float]]:
     """By pass: the bf16 model's share of the measured ceiling, and the least that lets a ratio count."""
-    passes = sections.get("passes", {}).get(shape.name, {}).get("passes", {})
+    passes = sections.get("passes", {}).get(f"{shape.name} {method}", {}).get("passes", {})
     ceilings = sections.get("ceilings", {})
     if "bandwidth" not in ceilings or "products" not in ceilings:
         return {}
@@ -166,12 +169,13 @@ def _void(shares: dict[str, tuple[float, float]], *names: str) -> tuple[str, str
     return f"bf16 reaches {said}", f"the baseline is too slow: {'; '.join(low)}" if low else ""
 
 
-def _passes(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
-    row, shares = sections.get("passes", {}).get(shape.name, {}), baseline_shares(sections, shape)
+def _passes(sections: Sections, shape: ModelShape, method: str) -> Iterator[Verdict]:
+    name_of = f"{shape.name} {method}"
+    row, shares = sections.get("passes", {}).get(name_of, {}), baseline_shares(sections, shape, method)
     bars = {"block": BLOCK_PASS} | {f"full {size}": FULL_PASS for size in CANVASES}
     for name, bar in bars.items():
         described = f"block pass, {BLOCK_ROWS} rows, {BLOCK_KEYS} keys" if name == "block" else f"{name} pass"
-        line = f"{shape.name} {described}, against the bf16 model"
+        line = f"{name_of} {described}, against the bf16 model"
         if "passes" not in row:
             yield Verdict(line=line, outcome="void" if "void" in row else "waiting", bar=bar, note=row.get("void", ""))
             continue
@@ -181,11 +185,12 @@ def _passes(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
         yield _at_least(line, found["ratio"], bar, spread, void)
 
 
-def _loops(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
-    row, shares = sections.get("loops", {}).get(shape.name, {}), baseline_shares(sections, shape)
+def _loops(sections: Sections, shape: ModelShape, method: str) -> Iterator[Verdict]:
+    name_of = f"{shape.name} {method}"
+    row, shares = sections.get("loops", {}).get(name_of, {}), baseline_shares(sections, shape, method)
     for size in CANVASES:
         for kind in ("cached", "uncached"):
-            line = f"{shape.name} complete loop, canvas {size}, {kind}, against the bf16 model"
+            line = f"{name_of} complete loop, canvas {size}, {kind}, against the bf16 model"
             found = row.get(f"canvas {size} {kind}")
             if found is None:
                 outcome = "void" if "void" in row else "waiting"
@@ -197,10 +202,10 @@ def _loops(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
             yield _at_least(line, found["ratio"], LOOP, spread, void)
 
 
-def _memory(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
-    row = sections.get("passes", {}).get(shape.name, {})
+def _memory(sections: Sections, shape: ModelShape, method: str) -> Iterator[Verdict]:
+    row = sections.get("passes", {}).get(f"{shape.name} {method}", {})
     for form in WEIGHTS:
-        line = f"{shape.name} {form}: "
+        line = f"{shape.name} {method}, {form}: "
         bars = {"weights": WEIGHTS[form], **{f"peak, full {size} pass": PEAK_FULL[form] for size in CANVASES}}
         bars["peak, block pass"] = PEAK_BLOCK[form]
         for what, bar in bars.items():
@@ -213,7 +218,7 @@ def _memory(sections: Sections, shape: ModelShape) -> Iterator[Verdict]:
             else:
                 case = what.removeprefix("peak, ").removesuffix(" pass")
                 ratio = row["peak_bytes"]["bf16"][case] / row["peak_bytes"][form][case]
-            yield _at_least(line + what, ratio, chosen, f"method {row['method']}")
+            yield _at_least(line + what, ratio, chosen)
 
 
 def verdicts(sections: Sections, arch: int) -> list[Verdict]:
@@ -222,6 +227,10 @@ def verdicts(sections: Sections, arch: int) -> list[Verdict]:
     found = [*_correctness(sections, arch), *_sanitizer(sections)]
     found += _gemm(sections, ceilings["bandwidth"] if ceilings else None)
     found += _elementwise(sections, ceilings["copy"] if ceilings else None)
-    for shape in (LLADA, DREAM):
-        found += [*_passes(sections, shape), *_loops(sections, shape), *_memory(sections, shape)]
+    measured = {key.split()[-1] for name in ("passes", "loops") for key in sections.get(name, {})}
+    for method in METHODS:
+        if method == METHODS[0] or method in measured:
+            for shape in (LLADA, DREAM):
+                for judge in (_passes, _loops, _memory):
+                    found += judge(sections, shape, method)
     return found

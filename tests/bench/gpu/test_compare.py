@@ -1,0 +1,115 @@
+"""What the rules of equality let pass, and what they must not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.gpu.cases import CALLS, Case, all_cases, real_cases
+from bench.gpu.compare import close, compare_call, equal
+from bench.gpu.correctness import check
+from bench.gpu.kernels import References
+from bench.gpu.operands import Draws
+from bench.gpu.shapes import LLADA, TINY_DREAM
+
+CASES = all_cases()
+LINEAR = next(c for c in CASES if c.op == "linear" and c.name.startswith("w4a4 bias"))
+SWIGLU = next(c for c in CASES if c.op == "linear" and c.name.startswith("w4a4 swiglu 7"))
+PLAIN = next(c for c in CASES if c.op == "quantize" and c.name.startswith("plain 9"))
+GATED = next(c for c in CASES if c.op == "quantize" and c.name.startswith("norm transform state 33x768"))
+HEAD = next(c for c in CASES if c.op == "head" and c.name.startswith("1x9"))
+ROTATE = next(c for c in CASES if c.op == "rotate" and "float32 to float32" in c.name)
+
+
+class _Changed(References):
+    """The references with one output changed."""
+
+    def __init__(self, op: str, change: Callable[[list[Tensor]], None]) -> None:
+        def call(*given: object, **named: object) -> object:
+            found = getattr(References, op)(self, *given, **named)
+            outputs = [found] if isinstance(found, Tensor) else list(found)
+            change(outputs)
+            return outputs[0] if isinstance(found, Tensor) else tuple(outputs)
+
+        setattr(self, op, call)
+
+
+def _one_code_more(outputs: list[Tensor]) -> None:
+    place = (outputs[0] & 15 != 7).nonzero()[0]
+    outputs[0][tuple(place)] += 1
+
+
+def _next_float(index: int) -> Callable[[list[Tensor]], None]:
+    def change(outputs: list[Tensor]) -> None:
+        flat = outputs[index].view(-1)
+        flat[0] = torch.nextafter(flat[0], torch.tensor(torch.inf, dtype=flat.dtype))
+
+    return change
+
+
+def _fill(index: int, value: float) -> Callable[[list[Tensor]], None]:
+    return lambda outputs: outputs[index].view(-1)[-1:].fill_(value)
+
+
+def _swap_ids(outputs: list[Tensor]) -> None:
+    outputs[0][..., :2] = outputs[0][..., :2].flip(-1).clone()
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        (LINEAR, _next_float(0)),
+        (LINEAR, _fill(0, torch.nan)),
+        (SWIGLU, _fill(0, torch.nan)),
+        (SWIGLU, lambda outputs: outputs[0].mul_(1 + 2.0**-18)),
+        (PLAIN, _one_code_more),
+        (PLAIN, _next_float(1)),
+        (GATED, _fill(0, 0x55)),
+        (GATED, lambda outputs: outputs[0].bitwise_xor_(1)),
+        (GATED, lambda outputs: outputs[1].mul_(1.01)),
+        (HEAD, _swap_ids),
+        (HEAD, _next_float(1)),
+        (HEAD, lambda outputs: outputs[2].mul_(1.001)),
+        (HEAD, _fill(4, torch.nan)),
+        (ROTATE, lambda outputs: outputs[0].add_(1e-3)),
+        (ROTATE, _fill(0, torch.nan)),
+    ],
+    ids=lambda value: value.key if isinstance(value, Case) else "",
+)
+def test_a_change_is_seen(case: Case, change: Callable[[list[Tensor]], None]) -> None:
+    cpu = torch.device("cpu")
+    assert check(case, References(), Draws(cpu, 3)) == {}
+    assert check(case, _Changed(case.op, change), Draws(cpu, 3)).get("wrong")
+
+
+def test_a_code_beside_a_half_may_differ() -> None:
+    x = torch.zeros(1, 128)
+    x[0, 0], x[0, 1], x[0, 2] = 7.0, 2.5, 3.2
+    named = {"norm_weight": torch.full((128,), float(x.square().mean().sqrt())), "eps": 1e-12}
+    expected = list(References().quantize(x, **named))
+    near, far = ([tensor.clone() for tensor in expected] for _ in range(2))
+    near[0][0, 0] += 16 if (expected[0][0, 0] >> 4) == 2 else -16
+    far[0][0, 1] += 1
+    assert compare_call("quantize", near, expected, (x,), named) is None
+    assert "away from a half" in str(compare_call("quantize", far, expected, (x,), named))
+
+
+def test_shapes_and_types_count() -> None:
+    assert equal(torch.zeros(2), torch.zeros(3))
+    assert close(torch.zeros(2), torch.zeros(2, dtype=torch.float16), 1.0, 1.0)
+
+
+def test_cases_have_names_of_their_own() -> None:
+    keys = [case.key for case in (*CASES, *real_cases(LLADA))]
+    assert len(keys) == len(set(keys))
+    assert {case.op for case in CASES} == set(CALLS)
+
+
+def test_references_take_every_case_and_stay_finite() -> None:
+    draws = Draws(torch.device("cpu"), 5)
+    for case in [*CASES[::23], *real_cases(TINY_DREAM)]:
+        given, named = CALLS[case.op](case, draws)
+        found = getattr(References(), case.op)(*given, **named)
+        for tensor in (found,) if isinstance(found, Tensor) else found:
+            assert bool(torch.isfinite(tensor.float()).all()), case.key
