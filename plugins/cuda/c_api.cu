@@ -1,6 +1,20 @@
 // The ops with C linkage, for Python's ctypes: the same argument structures, the same reasons.
 #include "kernels.h"
 #include "linear.h"
+#ifdef DLLMC_HOST
+#include "gpu.h"
+#endif
+
+namespace {
+
+// The host build plays any GPU: a launch that asks for more shared memory than that one has fails there, too.
+void play([[maybe_unused]] const dllmc::Device& device) {
+#ifdef DLLMC_HOST
+  gpu::host::Block::of_this_thread().max_shared_bytes = static_cast<size_t>(device.shared_bytes);
+#endif
+}
+
+}  // namespace
 
 #define DLLMC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -12,6 +26,7 @@ DLLMC_EXPORT const char* dllmc_device(dllmc::Device* device) { return dllmc::cur
     return dllmc::workspace_bytes(*args, *device);                                                        \
   }                                                                                                       \
   DLLMC_EXPORT const char* dllmc_##name(const dllmc::Args* args, const dllmc::Launch* launch) {           \
+    play(launch->device);                                                                                 \
     return dllmc::run(*args, *launch);                                                                    \
   }                                                                                                       \
   DLLMC_EXPORT size_t dllmc_##name##_size() { return sizeof(dllmc::Args); }

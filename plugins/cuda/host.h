@@ -281,8 +281,8 @@ template <class Args>
 const char* launch(void (*kernel)(Args), Dim grid, int threads, size_t shared_bytes, void*, const Args& args) {
   const bool fits = grid.x && grid.y && grid.z && grid.x <= INT32_MAX && grid.y <= 65535 && grid.z <= 65535;
   if (!fits || threads <= 0 || threads > host::kMaxThreads) return "invalid configuration argument";
-  if (shared_bytes > host::kMaxSharedBytes) return "invalid argument";
   auto& block = host::Block::of_this_thread();
+  if (shared_bytes > block.max_shared_bytes) return "invalid argument";
   if (threads % host::kWarp) block.fail("a block of %d threads; expected whole warps", threads);
   const auto body = [&] { kernel(args); };
   using Body = decltype(body);

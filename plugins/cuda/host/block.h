@@ -1,6 +1,7 @@
 // One block of a kernel on the CPU: its threads take turns, each until it has to wait.
 //
-// Blocks of odd number run their threads from last to first, so that a missing barrier shows in one of two blocks.
+// Blocks of odd number run their threads from last to first, so that a missing barrier shows in one of two blocks;
+// with DLLMC_HOST_REVERSE in the environment those of even number do.
 // What a GPU would answer with a hang or with garbage ends the process here, with a line that names the place: lanes
 // of a warp that meet in different operations, a barrier that some threads never reach, a thread that waits for ever.
 #pragma once
@@ -34,7 +35,6 @@ struct Position {
 };
 
 constexpr int kWarp = 32, kMaxThreads = 1024, kBarriers = 16;
-constexpr size_t kMaxSharedBytes = 227 * 1024;
 
 // 16 bytes under way to shared memory; `global` is null where zeros go.
 struct Copy {
@@ -81,6 +81,7 @@ class Block {
  public:
   Dim grid, index;
   int num_threads = 0;
+  size_t max_shared_bytes = 227 * 1024;  // what the GPU lets a block opt in to
 
   static Block& of_this_thread() {
     static thread_local const auto block = std::make_unique<Block>();  // too large for a loaded library's own TLS
@@ -93,6 +94,7 @@ class Block {
     num_threads = threads;
     body_ = body;
     state_ = state;
+    first_reverse_ = std::getenv("DLLMC_HOST_REVERSE") ? 1 : 0;
     allocate(shared_bytes);
     for (index.z = 0; index.z < grid.z; ++index.z) {
       for (index.y = 0; index.y < grid.y; ++index.y) {
@@ -193,7 +195,7 @@ class Block {
     std::memset(shared_, kFresh, shared_bytes_);
     std::memset(memory_->begin(), kAround, static_cast<size_t>(shared_ - memory_->begin()));
     std::memset(shared_ + shared_bytes_, kAround, static_cast<size_t>(memory_->end() - shared_) - shared_bytes_);
-    reverse_ = (index.x + index.y + index.z) % 2 == 1;
+    reverse_ = (index.x + index.y + index.z + first_reverse_) % 2 == 1;
     num_done_ = 0;
     while (threads_.size() < static_cast<size_t>(num_threads)) {
       threads_.push_back(std::make_unique<Thread>());
@@ -287,6 +289,7 @@ class Block {
   Meeting warps_[kMaxThreads / kWarp], groups_[kMaxThreads / 64];
   Barrier barriers_[kBarriers];
   Context main_;
+  unsigned first_reverse_ = 0;
   bool reverse_ = false;
   int num_done_ = 0;
   void (*body_)(const void*) = nullptr;

@@ -326,7 +326,9 @@ void refusals() {
   expect(start({0}, 64, 0), "empty grid", 0);
   expect(start({1, 65536}, 64, 0), "tall grid", 0);
   expect(start({1}, 1056, 0), "many threads", 0);
-  expect(start({1}, 64, 300000), "much shared memory", 0);
+  expect(start({1}, 64, 227 * 1024 + 1), "much shared memory", 0);
+  gpu::host::Block::of_this_thread().max_shared_bytes = 1000;
+  expect(start({1}, 64, 1001), "more shared memory than this GPU has", 0);
 }
 
 }  // namespace
