@@ -13,6 +13,7 @@ from plugins.cuda_library import CudaLibrary
 from plugins.int4 import code_limit, codes_per_byte, pack_int4
 from plugins.integer_linear import integer_linear
 from plugins.layout import to_layout
+from tests.plugins.cuda.guard import guarded
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def reference(case: Case, inputs: Inputs) -> Tensor:
 
 
 def run(library: CudaLibrary, case: Case, inputs: Inputs, path: str = "auto", layout: int = 1) -> Tensor:
-    """What the kernel of this path answers."""
+    """What the kernel of this path answers; every input ends where memory ends."""
 
     def stored(codes: Tensor, bits: int) -> Tensor:
         return pack_int4(codes).view(torch.int8) if codes_per_byte(bits) == 2 else codes
@@ -82,8 +83,9 @@ def run(library: CudaLibrary, case: Case, inputs: Inputs, path: str = "auto", la
     assert codes is not None and weight is not None
     arguments: dict[str, Any] = inputs | {
         "codes": stored(codes, case.a_bits),
-        "weight": to_layout(stored(weight, case.w_bits), layout).contiguous(),
+        "weight": to_layout(stored(weight, case.w_bits), layout),
     }
+    arguments = {name: None if tensor is None else guarded(tensor) for name, tensor in arguments.items()}
     names = ("a_bits", "w_bits", "a_group", "w_group", "swiglu", "y_type")
     return library.linear(**arguments, **{name: getattr(case, name) for name in names}, layout=layout, path=path)
 

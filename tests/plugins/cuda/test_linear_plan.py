@@ -48,6 +48,7 @@ def workspace(library: CudaLibrary, **fields: Any) -> int:
     ("fields", "reason"),
     [
         ({"rows": -1}, "rows: got -1, expected 0..1048576"),
+        ({"rows": 2**20 + 1}, "rows: got 1048577, expected 0..1048576"),
         ({"rows": 2**40}, f"rows: got {2**40}, expected 0..1048576"),
         ({"inner": 0}, "inner: got 0, expected a multiple of 128 in 128..131072"),
         ({"inner": 192}, "inner: got 192, expected a multiple of 128 in 128..131072"),
