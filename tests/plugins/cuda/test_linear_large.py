@@ -1,4 +1,4 @@
-"""Many tokens: equal bits to the torch reference and to the textbook kernel for every format and tile, at every kind of edge."""
+"""Many tokens: equal bits to the torch reference and to the textbook kernel, every format, tile and kind of edge."""
 
 from collections.abc import Callable
 
