@@ -1,5 +1,6 @@
 """A plugin's whole life as TensorRT leads it, over the kernels as host C++: outputs against the torch references."""
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from plugins import toolchain
+from plugins.cuda_library import Device, HeadArgs, LinearArgs
 from tests.plugins.tensorrt import nodes
-from tests.plugins.tensorrt.harness import DATA_TYPES, Harness
+from tests.plugins.tensorrt.conftest import compile_plugins, kernel_objects
+from tests.plugins.tensorrt.harness import DATA_TYPES, Harness, running
 from tests.plugins.tensorrt.nodes import Node, head_node, linear_node, quantize_node, rotate_node
+from tests.plugins.tools import made
 
 F16, F32 = torch.float16, torch.float32
+SHARED_BYTES = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 110: 232448, 120: 101376}
 FLOAT, HALF, INT8, INT32, INT64 = 0, 1, 2, 3, 8
 
 
@@ -165,6 +171,32 @@ def test_room_is_planned_for_the_largest_profile(harness: Harness, tmp_path: Pat
     large, outputs = live(harness, node, tmp_path, largest=largest)
     assert np.array_equal(outputs[0], node.expected[0])
     assert large["workspace"] >= small["workspace"]
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+def test_room_is_enough_on_every_device_for_any_fewer_rows(harness: Harness, tmp_path: Path, arch: int) -> None:
+    node = linear_node(lead=(1,), outputs=48)
+    room: int = live(harness, node, tmp_path, largest={0: (400, 64), 1: (400, 1)})[0]["workspace"]
+    head = head_node(batch=1, rows=1, top_k=8)
+    head_room: int = live(harness, head, tmp_path, largest={0: (1, 400, 64), 1: (1, 400, 1)})[0]["workspace"]
+    library = ctypes.CDLL(str(made(toolchain.build_host)))
+    for rows in (1, 3, 8, 31, 33, 64, 65, 130, 257, 400):
+        for num_sms in (8, 132, 256):
+            device = Device(arch, num_sms, SHARED_BYTES[arch])
+            linear = LinearArgs(rows=rows, inner=128, outputs=48, a_bits=4, w_bits=4, layout=1)
+            assert library.dllmc_linear_workspace(ctypes.byref(linear), ctypes.byref(device)) <= room
+            args = HeadArgs(rows=rows, rows_per_batch=rows, inner=64, vocabulary=48, top_k=8, layout=1)
+            assert library.dllmc_head_workspace(ctypes.byref(args), ctypes.byref(device)) <= head_room
+
+
+def test_an_old_gpu_is_refused_with_its_number(harness_program: Path, tmp_path: Path) -> None:
+    command = [str(toolchain.host_compiler()), f"@{toolchain.HOST_FLAGS}", f"-I{toolchain.CUDA}", "-c"]
+    old = toolchain.compiled(command, Path(__file__).with_name("old_device.cpp"), ".o")
+    kernels = [*kernel_objects(without=("c_api", "reason")), old]
+    node = linear_node()
+    with running(harness_program, compile_plugins(kernels=kernels)) as harness:
+        step, reason = refusal(harness, node, tmp_path, node.inputs)
+    assert (step, reason) == ("attachToContext", "arch: got 75, expected 80 or newer")
 
 
 def test_empty_tensors_need_no_kernel(harness: Harness, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Our declaration of TensorRT's plugin interface is binary the same as the official headers'.
+
+`abi.txt` holds what the official headers 10.0, 10.3, 10.16 and 11.1 declare, all four alike. They are not ours to give
+away; $DLLMC_TENSORRT_HEADERS may name folders that hold such headers (a: separated list), which are compared then, too.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plugins import toolchain
+from tests.plugins.tensorrt import nodes
+from tests.plugins.tensorrt.conftest import PLUGINS, compile_plugins, kernel_objects
+from tests.plugins.tensorrt.harness import fields_of, running
+from tests.plugins.tools import made
+
+HERE = Path(__file__).parent
+FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
+
+
+def official_headers() -> Iterator[tuple[str, ...]]:
+    """Flags that put each given folder of official headers in place of our own declaration."""
+    for folder in filter(None, os.environ.get("DLLMC_TENSORRT_HEADERS", "").split(os.pathsep)):
+        assert (Path(folder) / "NvInferRuntime.h").exists(), f"no NvInferRuntime.h in {folder}"
+        cuda = made(toolchain.nvcc).resolve().parents[1] / "include"
+        yield ("-DDLLMC_TRT_HEADERS=1", "-isystem", folder, "-isystem", str(cuda))
+
+
+def declared(flags: tuple[str, ...]) -> str:
+    """What the headers under these flags declare."""
+    command = [str(toolchain.host_compiler()), *FLAGS, *flags, f"-I{PLUGINS}"]
+    program = toolchain.compiled(command, HERE / "abi_probe.cpp", ".run")
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout
+
+
+def test_our_declaration_is_binary_the_official_one() -> None:
+    expected = (HERE / "abi.txt").read_text()
+    assert made(lambda: declared(())) == expected
+    for flags in official_headers():
+        assert declared(flags) == expected, flags
+
+
+def test_a_library_made_with_official_headers_lives_in_a_host_made_with_ours(
+    harness_program: Path, tmp_path: Path
+) -> None:
+    node = nodes.linear_node(bias=True)
+    for flags in official_headers():
+        library = compile_plugins(kernels=kernel_objects(), flags=flags)
+        with running(harness_program, library) as harness:
+            assert harness.create(node.plugin, fields_of(node.attributes)) is None
+            _, outputs = harness.live(node.plugin, node.attributes, node.inputs, tmp_path)
+        assert (outputs[0] == node.expected[0]).all()
+
+
+@pytest.mark.parametrize("program", ["harness.cpp"])
+def test_the_harness_compiles_with_official_headers(program: str) -> None:
+    for flags in official_headers():
+        command = [str(toolchain.host_compiler()), *FLAGS, "-DDLLMC_HOST", *flags]
+        toolchain.compiled(command, PLUGINS / program, ".run")
