@@ -23,6 +23,7 @@ def copies(bytes_each: int, machine: Machine, most: int = 512) -> int:
 def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
     """The launches of `body` as one CUDA graph; on a CPU the body itself."""
     if machine.emulated:
+        body()
         return lambda: (body(), None)[1]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
