@@ -112,6 +112,14 @@ struct Copies {
       gpu::copy_async(to, tokens + token_pass * token_step, valid);
     }
   }
+  // The share of the stage that goes with products `column`: all is under way by half of them.
+  DLLMC_DEVICE void start_share(unsigned char* stage, int column) const {
+    constexpr int kShare = (Tile::kPasses + Tile::kColumns / 2 - 1) / (Tile::kColumns / 2);
+    DLLMC_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      if (column * kShare + i < Tile::kPasses) start(stage, column * kShare + i);
+    }
+  }
   DLLMC_DEVICE void advance() {
     weight += kTileStride;
     tokens += Tile::Format::kActivationBytes;
@@ -166,6 +174,14 @@ struct Warp {
     for (int i = 0; i < Tile::kVecs; ++i) {
       const unsigned char* from = stage + tokens_at[i] + j * 8 * Format::kActivationBytes;
       tokens[j % 2][i] = *reinterpret_cast<const gpu::Vec*>(from);
+    }
+  }
+  // The tile's operands, after which `weight` may be loaded anew.
+  DLLMC_DEVICE void take_weights(typename Format::Weight (&operands)[Tile::kRows][2]) const {
+    DLLMC_UNROLL
+    for (int i = 0; i < Tile::kRows; ++i) {
+      operands[i][0] = Format::weight(weight[i][0]);
+      operands[i][1] = Format::weight(weight[i][1]);
     }
   }
   DLLMC_DEVICE typename Format::Activation activation(int j, int step) const {

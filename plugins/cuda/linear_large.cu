@@ -7,12 +7,18 @@
 //    64 x 128          32 x 64     64 + 64       2   groups: a float sum beside the integer sum of the group
 // Stages in shared memory, at most 48 KB a block on every device, are filled by cp.async kStages - 1 tiles ahead. One
 // holds whole weight tiles (1 KB each, as they stand in memory) and the same K of the tokens. Both are operands as they
-// are: a lane's 16 bytes come by one load, a warp's by 512 consecutive bytes, without bank conflicts. Only tokens of 128
-// bytes (8-bit activations, 4-bit weights) swap their 16-byte chunks by token & 1 to the same end.
+// are: a lane's 16 bytes come by one load, a warp's by 512 consecutive bytes, without bank conflicts. Only tokens of
+// 128 bytes (8-bit activations, 4-bit weights) swap their 16-byte chunks by token & 1 to the same end.
 //
 // A warp holds a tile's weights in registers and streams its tokens past them, 8 at a time, the next 8 under way. The
 // barrier between tiles stands before the last 8 tokens: the next tile's weights are loaded as this one's are used up,
 // so that the tensor cores do not wait at a tile's edge.
+//
+// Balance of the main loop for a warp and tile, s4 on sm_80 to sm_89 as compiled: of 155 instructions 64 IMMA, 16 loads
+// and 8 copies of 16 bytes, 1 barrier. An IMMA takes 8 cycles of an SM quarter on sm_80 and sm_87, 16 on sm_86 and
+// sm_89, so at full rate issue slots are 30 % (15 %) busy; shared memory, which moves 48 KB for the block's 512 (1024)
+// cycles, is 75 % (37 %) busy; L2 gives 32 (16) bytes a cycle to an SM. s8 from nibbles has twice the IMMAs and 3 more
+// integer instructions for a pair. Groups add 4 or 5 instructions a sum: 440 to 500 slots for 32 IMMAs at 128 codes.
 #include <type_traits>
 
 #include "large_tile.h"
@@ -51,7 +57,7 @@ struct Groups {
   using Table = GroupTable<Tile>;
   Table* tables;
   int num_groups, group = 0, tiles, tiles_left;  // of the group
-  float w_scale = 0, scale = 1;
+  float w_scale = 0, scale = 0;
   int32_t w_sum = 0, zero = 0;
 
   DLLMC_DEVICE Groups(const LinearArgs& p, unsigned char* shared)
@@ -86,11 +92,15 @@ struct Groups {
     }
   }
   // After a tile: at the group's end, total += scale * (w_scale * float(sum + zero * w_sum)).
-  DLLMC_DEVICE void finish_tile(Warp<Tile>& warp, bool has_zero) {
+  DLLMC_DEVICE void finish_tile(const LinearArgs& p, Warp<Tile>& warp) {
     if (--tiles_left) return;
     const Table& table = tables[group & 1];
-    if (has_zero) add_zeros(warp, table);
-    add_terms(warp, table);
+    if (p.zero) add_zeros(warp, table);
+    if (p.a_group) {
+      add_terms<true>(warp, table);
+    } else {
+      add_terms<false>(warp, table);
+    }
     ++group;
     tiles_left = tiles;
   }
@@ -115,6 +125,7 @@ struct Groups {
       }
     }
   }
+  template <bool kScaled>  // by the token's scale of this group
   static DLLMC_DEVICE void add_terms(Warp<Tile>& warp, const Table& table) {
     DLLMC_UNROLL
     for (int j = 0; j < Tile::kColumns; ++j) {
@@ -124,8 +135,9 @@ struct Groups {
         const float* w_scales = &table.w_scale[first_output(warp, i)];
         DLLMC_UNROLL
         for (int e = 0; e < 4; ++e) {
-          const float term = gpu::mul(GroupSum<typename Tile::Format>::value(warp.sum[i][j][e]), w_scales[e / 2]);
-          warp.total[i][j][e] = gpu::add(warp.total[i][j][e], gpu::mul(term, scales[e % 2]));
+          float term = gpu::mul(GroupSum<typename Tile::Format>::value(warp.sum[i][j][e]), w_scales[e / 2]);
+          if constexpr (kScaled) term = gpu::mul(term, scales[e % 2]);
+          warp.total[i][j][e] = gpu::add(warp.total[i][j][e], term);
           warp.sum[i][j][e] = Warp<Tile>::kOrigin;
         }
       }
@@ -133,37 +145,37 @@ struct Groups {
   }
 };
 
-// All products of the tile; groups end in warp.total, others in warp.sum.
+// Starts all stages but the one that the first tile fills, and waits for the first.
 template <class Tile>
-DLLMC_DEVICE void multiply(const LinearArgs& p, const Corner& corner, unsigned char* shared, Warp<Tile>& warp) {
-  using Format = typename Tile::Format;
-  constexpr int kStages = Tile::kStages, kLast = Tile::kColumns - 1;
-  constexpr int kCopyColumns = Tile::kColumns / 2, kPassesPerColumn = (Tile::kPasses + kCopyColumns - 1) / kCopyColumns;
-  const int tiles = p.inner / Format::kCodesPerTile;
-  Copies<Tile> copies(p, corner);
-  Groups<Tile> groups(p, shared);
-  for (int k = 0; k < kStages - 1; ++k) {
+DLLMC_DEVICE void fill_stages(Copies<Tile>& copies, int tiles, unsigned char* shared) {
+  for (int k = 0; k < Tile::kStages - 1; ++k) {
     if (k >= tiles) copies.inside = 0;
     DLLMC_UNROLL
     for (int pass = 0; pass < Tile::kPasses; ++pass) copies.start(shared + k * Tile::kStageBytes, pass);
     copies.advance();
     gpu::commit_copies();
   }
-  gpu::wait_copies<kStages - 2>();
+  gpu::wait_copies<Tile::kStages - 2>();
   gpu::sync_block();
+}
+
+// All products of the tile; groups end in warp.total, others in warp.sum.
+template <class Tile>
+DLLMC_DEVICE void multiply(const LinearArgs& p, const Corner& corner, unsigned char* shared, Warp<Tile>& warp) {
+  using Format = typename Tile::Format;
+  constexpr int kStages = Tile::kStages, kLast = Tile::kColumns - 1;
+  const int tiles = p.inner / Format::kCodesPerTile;
+  Copies<Tile> copies(p, corner);
+  Groups<Tile> groups(p, shared);
+  fill_stages(copies, tiles, shared);
   DLLMC_UNROLL
   for (int i = 0; i < Tile::kRows; ++i) warp.load_weight(shared, i);
   warp.load_tokens(shared, 0);
-
   unsigned char* stage = shared;
   unsigned char* fill = shared + (kStages - 1) * Tile::kStageBytes;
   for (int k = 0; k < tiles; ++k) {
     typename Format::Weight weight[Tile::kRows][2];
-    DLLMC_UNROLL
-    for (int i = 0; i < Tile::kRows; ++i) {
-      weight[i][0] = Format::weight(warp.weight[i][0]);
-      weight[i][1] = Format::weight(warp.weight[i][1]);
-    }
+    warp.take_weights(weight);
     if constexpr (Tile::kGrouped) groups.fetch(p, corner);
     if (k + kStages - 1 >= tiles) copies.inside = 0;
     unsigned char* next = stage + Tile::kStageBytes;
@@ -179,10 +191,7 @@ DLLMC_DEVICE void multiply(const LinearArgs& p, const Corner& corner, unsigned c
         gpu::sync_block();
         warp.load_tokens(next, 0);
       }
-      DLLMC_UNROLL
-      for (int pass = j * kPassesPerColumn; pass < (j + 1) * kPassesPerColumn && pass < Tile::kPasses; ++pass) {
-        copies.start(fill, pass);
-      }
+      copies.start_share(fill, j);
       DLLMC_UNROLL
       for (int step = 0; step < 2; ++step) {
         const typename Format::Activation x = warp.activation(j, step);
@@ -196,7 +205,7 @@ DLLMC_DEVICE void multiply(const LinearArgs& p, const Corner& corner, unsigned c
     copies.advance();
     fill = stage;
     stage = next;
-    if constexpr (Tile::kGrouped) groups.finish_tile(warp, p.zero != nullptr);
+    if constexpr (Tile::kGrouped) groups.finish_tile(p, warp);
   }
 }
 
