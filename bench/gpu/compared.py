@@ -21,6 +21,8 @@ from bench.gpu.section import Row
 from bench.gpu.shapes import ModelShape
 from bench.gpu.timing import capture
 
+CPU = torch.device("cpu")
+
 
 class Compared:
     """Kernels whose every call is checked on the CPU; `wrong` collects what differs, the pass goes on."""
@@ -35,7 +37,7 @@ class Compared:
         cpu_given, cpu_named = on_cpu(given), dict(zip(named, on_cpu(tuple(named.values())), strict=True))
         expected = getattr(self._references, op)(*cpu_given, **cpu_named)
         self.calls += 1
-        wrong = compare_call(op, outputs_on_cpu(found), outputs_on_cpu(expected), cpu_given, cpu_named)
+        wrong = compare_call(op, outputs(found, CPU), outputs(expected, CPU), cpu_given, cpu_named)
         self.wrong += [f"call {self.calls}, {op}: {wrong}"] if wrong else []
         return found
 
@@ -58,9 +60,9 @@ def on_cpu(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.cpu() if isinstance(value, Tensor) else value for value in values)
 
 
-def outputs_on_cpu(result: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    """One tensor or several, as a list on the CPU."""
-    return [result.cpu()] if isinstance(result, Tensor) else [tensor.cpu() for tensor in result]
+def outputs(result: Tensor | tuple[Tensor, ...], device: torch.device) -> list[Tensor]:
+    """One tensor or several, as a list on a device."""
+    return [tensor.to(device) for tensor in ((result,) if isinstance(result, Tensor) else result)]
 
 
 def _replayed(machine: Machine, model: QuantizedModel, case: Any, seed: int) -> str | None:

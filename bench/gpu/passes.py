@@ -80,7 +80,7 @@ def time_pass(plan: Plan, models: dict[str, Model], case: PassCase, seed: int) -
         x = model.embed(inputs.ids)
         whole[name] = capture(machine, partial(whole_pass, model, inputs))
         blocks[name] = capture(machine, partial(model.blocks, x, inputs.positions, state))
-    times, block_times = interleaved(machine, whole), interleaved(machine, blocks)
+    times, block_times = interleaved(machine, whole, repeat_ms=100.0), interleaved(machine, blocks, repeat_ms=50.0)
     layers = models["bf16"].shape.layers
     return {
         "rows": case.rows,

@@ -85,7 +85,7 @@ class Times:
 
 
 def interleaved(
-    machine: Machine, contenders: Mapping[str, Replay], repeats: int = 7, repeat_ms: float = 20.0
+    machine: Machine, contenders: Mapping[str, Replay], repeats: int = 7, repeat_ms: float = 10.0
 ) -> dict[str, Times]:
     """Time all contenders `repeats` times in turn; every repeat replays for about `repeat_ms`."""
     repeats = 1 if machine.emulated else repeats
