@@ -35,6 +35,9 @@ DLLMC_HOST_DEVICE constexpr Descriptor descriptor_at(uint32_t shared_address) {
 #include "host/hopper.h"
 #else
 
+// Before a loop whose iterations must not be computed ahead: their addresses would not fit into registers.
+#define DLLMC_ROLL _Pragma("unroll 1")
+
 namespace gpu {
 
 DLLMC_DEVICE Descriptor descriptor(const void* operand) { return descriptor_at(shared_address(operand)); }

@@ -15,6 +15,8 @@ struct Token {
   int32_t zero;
 };
 
+DLLMC_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+
 // ... and of a thread's two neighbouring outputs.
 struct OutputPair {
   float w_scale[2];
@@ -23,12 +25,11 @@ struct OutputPair {
   DLLMC_DEVICE OutputPair(const LinearArgs& p, int n, int group, int num_groups) {
     DLLMC_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const int64_t row = static_cast<int64_t>(smaller(n + i, p.outputs - 1));
+      const int64_t row = smaller(n + i, p.outputs - 1);
       w_scale[i] = p.w_scale[p.w_group ? row * num_groups + group : row];
       w_sum[i] = p.zero ? p.w_sum[row * num_groups + group] : 0;
     }
   }
-  static DLLMC_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 };
 
 // Sums of kTokens tokens x 64 outputs as a product leaves them: sums i and i + 2 (i % 4 < 2) are outputs n and n + 1
@@ -41,13 +42,12 @@ struct Epilogue {
   };
 
   const LinearArgs& p;
-  const int64_t m;         // the thread's first token
-  const int n, num_tokens; // first output; tokens from m on
+  const int m, n;  // the thread's first token and output
   float y[kSums];
 
   static DLLMC_DEVICE constexpr int token(int i) { return i / 4 * 8 + i % 2; }  // from m on
   static DLLMC_DEVICE constexpr bool is_first(int i) { return i % 4 < 2; }
-  DLLMC_DEVICE bool inside(int i) const { return token(i) < num_tokens; }
+  DLLMC_DEVICE bool inside(int i) const { return token(i) < static_cast<int>(p.rows) - m; }
 
   // Sums of a group -> its terms, the first of which start y. `tokens` are the thread's.
   template <int kShift, bool kGrouped>
@@ -97,7 +97,7 @@ struct Epilogue {
  private:
   // Offset of sum i's pair of outputs from the thread's first, in pairs.
   DLLMC_DEVICE int pair_offset(int i) const { return token(i) * (p.outputs / 2); }
-  DLLMC_DEVICE int64_t first_pair() const { return (m * p.outputs + n) / 2; }
+  DLLMC_DEVICE int64_t first_pair() const { return (static_cast<int64_t>(m) * p.outputs + n) / 2; }
 
   DLLMC_DEVICE void store_swiglu() {
     DLLMC_UNROLL

@@ -10,9 +10,9 @@ namespace dllmc::hopper {
 constexpr int kOutputs = 128;
 constexpr int kConsumers = 256, kThreads = 384;
 constexpr int kConsumerWarps = 8, kProducerWarps = 4;
-constexpr int kStageCodes = 128, kProducts = 4;
+constexpr int kStageCodes = 128;
 constexpr int kRegisters = 168;  // of a thread when a block starts: 64 K / 384, a multiple of 8
-constexpr int kConsumerRegisters = 208, kProducerRegisters = 88;
+constexpr int kConsumerRegisters = 200, kProducerRegisters = 104;
 static_assert(2 * kConsumerRegisters + kProducerRegisters <= 3 * kRegisters, "registers of a block");
 constexpr int kConsumerBarrier = 1;  // for sync_some
 
@@ -51,24 +51,20 @@ struct Cursor {
   }
 };
 
-// Tiles of a block, one after the other: all tokens of 128 outputs first, so that weights come from memory once.
+// A block's tiles, one after the other: all tokens of 128 outputs first, so that weights come from memory once.
+template <int kTokens>
 struct Tiles {
-  int num_token_tiles, num_tiles, tile;
-  DLLMC_DEVICE Tiles(const LinearArgs& p, int tokens)
-      : num_token_tiles(static_cast<int>((p.rows + tokens - 1) / tokens)),
-        num_tiles(num_token_tiles * ((p.outputs + kOutputs - 1) / kOutputs)),
-        tile(gpu::block_x()) {}
-  DLLMC_DEVICE bool valid() const { return tile < num_tiles; }
+  const LinearArgs& p;
+  int tile = gpu::block_x();
+
+  DLLMC_DEVICE int num_token_tiles() const { return (static_cast<int>(p.rows) + kTokens - 1) / kTokens; }
+  DLLMC_DEVICE bool valid() const { return tile < num_token_tiles() * ((p.outputs + kOutputs - 1) / kOutputs); }
   DLLMC_DEVICE void advance() { tile += gpu::grid_x(); }
-  DLLMC_DEVICE int token_tile() const { return tile % num_token_tiles; }
-  DLLMC_DEVICE int first_output() const { return tile / num_token_tiles * kOutputs; }
+  DLLMC_DEVICE int first_token() const { return tile % num_token_tiles() * kTokens; }
+  DLLMC_DEVICE int first_output() const { return tile / num_token_tiles() * kOutputs; }
 };
 
 DLLMC_DEVICE int num_stages(const LinearArgs& p) { return (p.inner + kStageCodes - 1) / kStageCodes; }
-template <class A, class B>
-DLLMC_DEVICE auto smaller(A a, B b) {
-  return a < b ? a : b;
-}
 
 // The words of one step of a token, in the order of the products.
 DLLMC_DEVICE void spread(uint32_t* words, const WideActivation& x) {
@@ -90,10 +86,11 @@ struct Producer {
   static constexpr int kTiles = S::kTiles, kSteps = 2 * kTiles;
   static constexpr int kTokenBytes = Format::kActivationBytes * kTiles;  // of a stage
   static constexpr int kVecs = kTokenBytes / 64, kVecsOfTile = kVecs / kTiles;
-  // Lanes 4 r to 4 r + 3 share tokens r, r + 8, ...; two batches of them are under way, 64 registers a thread.
+  // Lanes 4 r to 4 r + 3 share tokens r, r + 8, ...; two batches of them are under way.
   static constexpr int kTokensAtOnce = 8;
-  static constexpr int kRows = 4 / kVecs;
+  static constexpr int kRows = kTokens == 64 ? 4 : 8 / kVecs;
   static constexpr int kBatches = kTokens / kTokensAtOnce / kRows;
+  static_assert(kBatches % 2 == 0, "batches come in pairs");
 
   struct Row {
     gpu::Vec v[kVecs];
@@ -102,20 +99,23 @@ struct Producer {
   const LinearArgs& p;
   const int lane = gpu::lane(), r = lane / 4, t = lane % 4;
   const int stages = num_stages(p);
-  const int64_t row_bytes = static_cast<int64_t>(p.inner / Format::kCodesPerTile) * Format::kActivationBytes;
-  const int8_t* codes = nullptr;  // the thread's of the tile's first token and the stage
-  int last = 0;                   // token of the tile
-  bool whole = true;              // no half stage
+  const int row_bytes = p.inner / Format::kCodesPerTile * Format::kActivationBytes;
   Row even[kRows], odd[kRows];
-  Tiles tiles{p, kTokens};
+  Tiles<kTokens> tiles{p};
   int k = gpu::warp() - kConsumerWarps;  // stage of the tile
   int stage = k;                         // of the ring
   uint32_t parity = 1;
+  int first_output = 0, last_token = 0;  // of the tile; the last one counts from its first
+  const int8_t* codes = nullptr;         // the lane's of the tile's first token
 
   DLLMC_DEVICE explicit Producer(const LinearArgs& args) : p(args) { enter_tile(); }
 
   DLLMC_DEVICE void enter_tile() {
     for (; k >= stages && tiles.valid(); tiles.advance()) k -= stages;
+    const int first = tiles.first_token();
+    first_output = tiles.first_output();
+    last_token = smaller(static_cast<int>(p.rows) - first, kTokens) - 1;
+    codes = p.codes + static_cast<int64_t>(first) * row_bytes + t * kVecsOfTile * 16;
   }
   DLLMC_DEVICE void advance() {
     stage += kProducerWarps;
@@ -124,15 +124,16 @@ struct Producer {
       parity ^= 1;
     }
     k += kProducerWarps;
-    enter_tile();
+    if (k >= stages) enter_tile();
   }
 
   // Tokens behind the last read as the last: their sums are never stored. K of 8-bit codes may end in half a stage.
   DLLMC_DEVICE void load(Row (&rows)[kRows], int batch) {
+    const bool whole = (k + 1) * kStageCodes <= p.inner;
     DLLMC_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const int token = smaller(batch * kRows * kTokensAtOnce + r + i * kTokensAtOnce, last);
-      const int8_t* row = codes + token * row_bytes;
+      const int token = smaller((batch * kRows + i) * kTokensAtOnce + r, last_token);
+      const int8_t* row = codes + token * row_bytes + k * kTokenBytes;
       DLLMC_UNROLL
       for (int v = 0; v < kVecs; ++v) {
         const bool inside = v < kVecsOfTile || whole;
@@ -161,46 +162,41 @@ struct Producer {
 
   // A lane copies the stage's weights of 16 outputs.
   DLLMC_DEVICE void copy_weights() {
-    const int n = tiles.first_output();
-    const int num_rows = static_cast<int>(smaller(kOutputs, p.outputs - n)) / kTileOutputs;
+    const int num_rows = smaller(kOutputs, p.outputs - first_output) / kTileOutputs;
     const int num_tiles_k = p.inner / Format::kCodesPerTile;
-    const int bytes = static_cast<int>(smaller(kTiles, num_tiles_k - k * kTiles)) * kTileStride;
+    const int bytes = smaller(kTiles, num_tiles_k - k * kTiles) * kTileStride;
     gpu::Barrier* full = S::full(stage);
     if (lane == 0) gpu::expect_bytes(full, num_rows * bytes);
     gpu::sync_warp();
     if (lane >= num_rows) return;
-    const int64_t tile = static_cast<int64_t>(n / kTileOutputs + lane) * num_tiles_k + k * kTiles;
+    const int64_t tile = static_cast<int64_t>(first_output / kTileOutputs + lane) * num_tiles_k + k * kTiles;
     gpu::copy_bulk(S::weights(stage) + lane * S::kTileRow, p.weight + tile * kTileStride, bytes, full);
   }
 
   // The epilogue will read the tile's residuals; a lane asks for every 32nd token's.
   DLLMC_DEVICE void prefetch_residual() {
-    const int n = tiles.first_output(), size = p.residual_type == Type::kFloat32 ? 4 : 2;
-    const int64_t first = static_cast<int64_t>(tiles.token_tile()) * kTokens;
-    const int num_tokens = static_cast<int>(smaller(kTokens, p.rows - first));
-    const int bytes = static_cast<int>(smaller(kOutputs, p.outputs - n)) * size;
-    for (int i = lane; i < num_tokens; i += 32) {
-      gpu::prefetch_bulk(static_cast<const unsigned char*>(p.residual) + ((first + i) * p.outputs + n) * size, bytes);
+    const int size = p.residual_type == Type::kFloat32 ? 4 : 2;
+    const auto* residual = static_cast<const unsigned char*>(p.residual);
+    for (int i = lane; i <= last_token; i += 32) {
+      const int64_t output = static_cast<int64_t>(tiles.first_token() + i) * p.outputs + first_output;
+      gpu::prefetch_bulk(residual + output * size, smaller(kOutputs, p.outputs - first_output) * size);
     }
   }
 
   DLLMC_DEVICE void start() {
-    const int64_t first = static_cast<int64_t>(tiles.token_tile()) * kTokens;
-    codes = p.codes + first * row_bytes + static_cast<int64_t>(k) * kTokenBytes + t * kVecsOfTile * 16;
-    last = static_cast<int>(smaller(p.rows - first, kTokens)) - 1;
-    whole = (k + 1) * kStageCodes <= p.inner;
     load(even, 0);
-    if constexpr (kBatches > 1) load(odd, 1);
+    load(odd, 1);
   }
   DLLMC_DEVICE void fill() {
     gpu::wait(S::empty(stage), parity);
     copy_weights();
     if (k == 0 && p.residual) prefetch_residual();
-    DLLMC_UNROLL
-    for (int batch = 0; batch < kBatches; ++batch) {
-      Row(&rows)[kRows] = batch % 2 ? odd : even;
-      store(rows, batch);
-      if (batch + 2 < kBatches) load(rows, batch + 2);
+    DLLMC_ROLL
+    for (int batch = 0; batch < kBatches; batch += 2) {
+      store(even, batch);
+      if (batch + 2 < kBatches) load(even, batch + 2);
+      store(odd, batch + 1);
+      if (batch + 2 < kBatches) load(odd, batch + 3);
     }
     gpu::publish_operand();
     gpu::sync_warp();
@@ -217,15 +213,15 @@ struct Producer {
   }
 };
 
-// A registers of the products of a stage.
+// A registers of two products, half a stage.
 struct Weights {
-  uint32_t a[kProducts][4];
+  uint32_t a[2][4];
 };
-DLLMC_DEVICE void place(Weights& w, int step, const WideWeight& x) {
+DLLMC_DEVICE void place(Weights& w, int, const WideWeight& x) {
   DLLMC_UNROLL
   for (int i = 0; i < 4; ++i) {
-    w.a[2 * step][i] = x.low[i];
-    w.a[2 * step + 1][i] = x.high[i];
+    w.a[0][i] = x.low[i];
+    w.a[1][i] = x.high[i];
   }
 }
 DLLMC_DEVICE void place(Weights& w, int step, const Int8::Weight& x) {
@@ -238,55 +234,58 @@ struct Products {
   using S = Shared<Format, kTokens>;
   static constexpr int kSums = kTokens / 2;
 
-  Cursor<S::kStages> next, oldest;  // stages to issue and to give back
+  Cursor<S::kStages> next;  // stage to issue
   const int lane = gpu::lane(), warp = gpu::warp();
 
-  // Starts the products of the next stage.
-  DLLMC_DEVICE void issue(int32_t (&sums)[kSums], Weights& weights, bool accumulate) {
-    gpu::wait(S::full(next.stage), next.parity);
+  // Starts the products of half a stage.
+  DLLMC_DEVICE void issue(int32_t (&sums)[kSums], Weights& weights, int half, bool accumulate) {
+    constexpr int kSteps = S::kTiles;
     const unsigned char* tile = S::weights(next.stage) + warp * S::kTileRow + lane * 16;
     DLLMC_UNROLL
-    for (int step = 0; step < 2 * S::kTiles; ++step) {
-      place(weights, step, Format::weight(*reinterpret_cast<const gpu::Vec*>(tile + step * kTileStride / 2)));
+    for (int i = 0; i < kSteps; ++i) {
+      const unsigned char* step = tile + (half * kSteps + i) * (kTileStride / 2);
+      place(weights, i, Format::weight(*reinterpret_cast<const gpu::Vec*>(step)));
     }
     const gpu::Descriptor operand = gpu::descriptor(S::operand(next.stage));
     gpu::begin_products();
     DLLMC_UNROLL
-    for (int q = 0; q < kProducts; ++q) {
-      gpu::multiply_async(sums, weights.a[q], operand + 2 * q, accumulate || q > 0);
+    for (int q = 0; q < 2; ++q) {
+      gpu::multiply_async(sums, weights.a[q], operand + 2 * (2 * half + q), accumulate || q > 0);
     }
     gpu::commit_products();
-    next.advance();
   }
 
-  // Ends the oldest stage under way, of which `kLater` follow; its weights' registers are free again.
+  // Ends the products that these weights are in, which `kLater` half stages follow.
   template <int kLater>
   DLLMC_DEVICE void retire(Weights& weights) {
     gpu::wait_products<kLater>();
-    DLLMC_UNROLL
-    for (int q = 0; q < kProducts; ++q) gpu::settle(weights.a[q]);
-    if (lane == 0) gpu::arrive(S::empty(oldest.stage));
-    oldest.advance();
+    gpu::settle(weights.a[0]);
+    gpu::settle(weights.a[1]);
+  }
+  DLLMC_DEVICE void release(int stage) {
+    if (lane == 0) gpu::arrive(S::empty(stage));
   }
 
   // sums = the products of the next `count` stages.
   DLLMC_DEVICE void run(int32_t (&sums)[kSums], int count) {
-    Weights even, odd;
-    issue(sums, even, false);
-    int i = 1;
-    for (; i + 1 < count; i += 2) {
-      issue(sums, odd, true);
-      retire<1>(even);
-      issue(sums, even, true);
-      retire<1>(odd);
+    Weights first, second;
+    gpu::wait(S::full(next.stage), next.parity);
+    issue(sums, first, 0, false);
+    issue(sums, second, 1, true);
+    retire<1>(first);
+    for (int i = 1; i < count; ++i) {
+      const int before = next.stage;
+      next.advance();
+      gpu::wait(S::full(next.stage), next.parity);
+      issue(sums, first, 0, true);
+      retire<1>(second);
+      release(before);
+      issue(sums, second, 1, true);
+      retire<1>(first);
     }
-    if (i < count) {
-      issue(sums, odd, true);
-      retire<1>(even);
-      retire<0>(odd);
-    } else {
-      retire<0>(even);
-    }
+    retire<0>(second);
+    release(next.stage);
+    next.advance();
     gpu::settle(sums);
   }
 };
@@ -298,15 +297,14 @@ DLLMC_DEVICE void consume(const LinearArgs& p) {
   const int thread = gpu::thread(), column = products.lane % 4 * 2;
   const int count = kGrouped ? num_groups(p) : 1, stages = kGrouped ? group_size(p) / kStageCodes : num_stages(p);
   int table = 0;
-  for (Tiles tiles(p, kTokens); tiles.valid(); tiles.advance()) {
-    const int64_t m = static_cast<int64_t>(tiles.token_tile()) * kTokens;
-    const int n = tiles.first_output() + products.warp * kTileOutputs + products.lane / 4 * 2;
-    const auto num_tokens = static_cast<int>(smaller(kTokens, p.rows - m)) - column;
-    Epilogue<kTokens> epilogue{p, m + column, n, num_tokens, {}};
+  for (Tiles<kTokens> tiles{p}; tiles.valid(); tiles.advance()) {
+    const int m = tiles.first_token(), n = tiles.first_output() + products.warp * kTileOutputs + products.lane / 4 * 2;
+    Epilogue<kTokens> epilogue{p, m + column, n, {}};
     for (int group = 0; group < count; ++group, table ^= 1) {
       // Two tables take turns: whoever writes one has passed the barrier behind the last reading of it.
       if (thread < kTokens) {
-        const int64_t row = smaller(m + thread, p.rows - 1), i = p.a_group ? row * count + group : row;
+        const int row = smaller(m + thread, static_cast<int>(p.rows) - 1);
+        const int64_t i = p.a_group ? static_cast<int64_t>(row) * count + group : row;
         S::tokens(table)[thread] = {p.scale[i], p.zero ? p.zero[i] : 0};
       }
       const OutputPair outputs(p, n, group, count);

@@ -14,6 +14,8 @@
 
 #include "../gpu.h"
 
+#define DLLMC_ROLL
+
 namespace gpu {
 namespace host {
 
