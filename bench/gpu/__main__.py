@@ -68,7 +68,7 @@ def collect(machine: Machine, work: Path, names: list[str]) -> tuple[dict[str, o
     files = {name: read_rows(work, name) for name in names}
     known = {name: file for name, file in files.items() if file.get("identity") == machine.identity()}
     judged = verdicts({name: file["rows"] for name, file in known.items()}, machine.arch)
-    content = {
+    content: dict[str, object] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine.describe(),
         "verdicts": [verdict.as_json() for verdict in judged],

@@ -8,7 +8,7 @@ is left alone.
 import importlib.util
 import sys
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 PACKAGES = ("onnx", "onnx_ir", "onnx_ir.tape", "onnxscript")
 
@@ -25,7 +25,9 @@ class _Anything(type):
 class _Absent(ModuleType):
     """A package that is not installed."""
 
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

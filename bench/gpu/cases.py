@@ -203,7 +203,7 @@ def real_cases(shape: ModelShape) -> list[Case]:
         name = f"{shape.name} {gemm.name} {rows}"
         found.append(Case(op="linear", name=name, path=path, sizes=sizes, options=options))
     whole = {"transform": True, "state": True}
-    sites = {
+    sites: dict[str, tuple[int, dict[str, Any]]] = {
         "attention": (shape.hidden, {"norm": True, **whole}),
         "output": (shape.attention, {"tac": True, "x_type": torch.float16, **whole}),
         "down": (shape.inner, {"x_type": torch.float16, **whole}),

@@ -1,5 +1,6 @@
 """What the measured code calls: the compiled kernels, the torch references behind the same calls, or both compared."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -12,30 +13,23 @@ from plugins.quantize import quantize
 from plugins.rotate import rotate
 
 Codes = tuple[Tensor, Tensor, Tensor]
+Recorded = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Kernels(Protocol):
     """The calls of `plugins.cuda_library.CudaLibrary`."""
 
-    def quantize(self, x: Tensor, **given: Any) -> Codes: ...
+    @property
+    def quantize(self) -> Callable[..., Codes]: ...
 
-    def linear(
-        self, codes: Tensor, scale: Tensor, zero: Tensor | None, weight: Tensor, w_scale: Tensor, **given: Any
-    ) -> Tensor: ...
+    @property
+    def linear(self) -> Callable[..., Tensor]: ...
 
-    def head(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        w_scale: Tensor,
-        logit_bias: Tensor,
-        inv_temp: Tensor,
-        top_k: int,
-        **given: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+    @property
+    def head(self) -> Callable[..., Recorded]: ...
 
-    def rotate(self, x: Tensor, blocks: Tensor, perm: Tensor, **given: Any) -> Tensor: ...
+    @property
+    def rotate(self) -> Callable[..., Tensor]: ...
 
 
 def _wide(packed: Tensor, bits: int) -> Tensor:
@@ -83,7 +77,7 @@ class References:
         top_k: int,
         layout: int = 1,
         path: str = "auto",
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> Recorded:
         return head(codes, scale, weight, w_scale, logit_bias, inv_temp, top_k, layout)
 
     def rotate(

@@ -62,7 +62,7 @@ class Machine:
             return function
         # One function serves every shape of both models.
         torch._dynamo.config.recompile_limit = 64
-        return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[no-any-return]
+        return torch.compile(function, fullgraph=True, dynamic=False)
 
     def identity(self) -> dict[str, Any]:
         """What two results must share to stand in one file."""

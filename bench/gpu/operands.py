@@ -46,7 +46,8 @@ class Draws:
     def orthogonal(self, size: int) -> Tensor:
         """A random rotation [size, size]."""
         # On the CPU: a factor is small, and some devices lack the solver.
-        return torch.linalg.qr(self.normal(size, size).cpu())[0].contiguous().to(self.device)
+        rotation: Tensor = torch.linalg.qr(self.normal(size, size).cpu())[0]
+        return rotation.contiguous().to(self.device)
 
     def factors(self, size: int) -> tuple[Tensor, Tensor]:
         """Kronecker factors of a transform over `size` channels."""

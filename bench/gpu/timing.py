@@ -25,7 +25,7 @@ def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
     if machine.emulated:
         body()
         return lambda: (body(), None)[1]
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -34,7 +34,7 @@ def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         body()
-    return graph.replay  # type: ignore[no-any-return]
+    return graph.replay
 
 
 def capture_all(machine: Machine, bodies: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Replay], dict[str, str]]:
@@ -59,7 +59,7 @@ def elapsed_ms(machine: Machine, replay: Replay, count: int) -> float:
         for _ in range(count):
             replay()
         return (time.perf_counter() - start) * 1e3 / count
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record()
     for _ in range(count):
         replay()
@@ -96,7 +96,7 @@ def interleaved(
         counts[name] = 1 if machine.emulated else max(1, min(200, round(repeat_ms / max(once, 1e-3))))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats):
-        order = list(contenders) if number % 2 == 0 else list(reversed(contenders))
+        order = list(contenders) if number % 2 == 0 else list(contenders)[::-1]
         for name in order:
             found[name].append(elapsed_ms(machine, contenders[name], counts[name]))
     return {name: Times(ms) for name, ms in found.items()}
