@@ -93,7 +93,7 @@ def run(library: CudaLibrary, case: Case, inputs: Inputs, path: str = "auto", la
 def assert_equal(case: Case, y: Tensor, expected: Tensor) -> None:
     """Equal bits; with SwiGLU 4 units in the last place of float32 (exp 2, sum, quotient), 1 of float16 where rounded.
 
-    A silu below float32's normal range is lost where exp overflows.
+    Where exp overflows a silu below 2^-120 is lost, here times at most 2^20.
     """
     assert y.shape == expected.shape
     assert not y.isnan().any(), f"{int(y.isnan().sum())} of {y.numel()} outputs were not written"
@@ -102,6 +102,7 @@ def assert_equal(case: Case, y: Tensor, expected: Tensor) -> None:
         wrong = y.view(kind) != expected.view(kind)
         assert not wrong.any(), f"{int(wrong.sum())} of {y.numel()} differ, first at {wrong.nonzero()[0].tolist()}"
         return
-    step, floor = (4 * 2.0**-23, 2.0**-120) if case.y_type == torch.float32 else (2.0**-10, 2.0**-24)
+    step, floor = (4 * 2.0**-23, 2.0**-100) if case.y_type == torch.float32 else (2.0**-10, 2.0**-24)
     error = (y.double() - expected.double()).abs()
-    assert (error <= expected.double().abs() * step + floor).all(), f"off by {error.max():.3g}"
+    right = (y == expected) | (error <= expected.double().abs() * step + floor)  # equal infinities differ by NaN
+    assert right.all(), f"{int((~right).sum())} of {y.numel()} differ, first at {(~right).nonzero()[0].tolist()}"

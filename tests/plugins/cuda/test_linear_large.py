@@ -54,6 +54,8 @@ def test_outputs(n: int, kernels: Callable[..., CudaLibrary]) -> None:
         Case(70, 48, 384, residual=F16, bias=True, y_type=F16),
         Case(70, 48, 384, swiglu=True),
         Case(70, 48, 384, swiglu=True, zero=True, bias=True, y_type=F16),
+        Case(70, 48, 384, a_bits=8, w_bits=8, swiglu=True, y_type=F16),  # infinities
+        Case(70, 48, 384, a_bits=8, w_bits=8, swiglu=True, bias=True),  # exp overflows
         Case(70, 48, 384, a_bits=3, w_bits=2, bias=True),
         Case(70, 48, 384, a_bits=5, w_bits=3),
         Case(70, 48, 384, a_bits=6, w_bits=7, zero=True),
