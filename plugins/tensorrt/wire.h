@@ -83,10 +83,13 @@ inline const char* check_header(const char* plugin, const char* bytes, int32_t l
   if (header.version != kWireVersion) {
     return reason("%s: got version %u, expected %u; build the engine again", kWireField, header.version, kWireVersion);
   }
-  if (header.size != static_cast<uint32_t>(length) || header.count > kMaxFields ||
-      header.size != sizeof(WireHeader) + header.count * sizeof(WireNumber) + sizeof(uint64_t)) {
-    return reason("%s: got %d bytes with %u attributes, expected %u bytes", kWireField, length, header.count,
-                  header.size);
+  if (header.count > kMaxFields) {
+    return reason("%s: got %u attributes, expected at most %d", kWireField, header.count, kMaxFields);
+  }
+  const uint64_t size = sizeof(WireHeader) + header.count * sizeof(WireNumber) + sizeof(uint64_t);
+  if (header.size != size || size != static_cast<uint64_t>(length)) {
+    return reason("%s: got %d bytes, expected %d for %u attributes", kWireField, length, static_cast<int>(size),
+                  header.count);
   }
   uint64_t sum;
   std::memcpy(&sum, bytes + length - sizeof(sum), sizeof(sum));

@@ -92,14 +92,25 @@ def test_a_sealed_state_of_something_else_is_refused(harness: Harness, state: by
     assert "got it twice" in refused(harness, sealed(twice))
 
 
-def test_a_shorter_list_of_attributes_is_refused(harness: Harness, state: bytes) -> None:
-    body = state[: -CHECKSUM_BYTES - NUMBER_BYTES]
-    size, count = len(body) + CHECKSUM_BYTES, (len(body) - HEADER_BYTES) // NUMBER_BYTES
-    header = body[:12] + struct.pack("<I", size) + body[16:40] + struct.pack("<I", count) + body[44:]
-    assert refused(harness, sealed(header)) == "layout: got no such field, expected an integer\n"
+def resized(state: bytes, entries: bytes) -> bytes:
+    """A sealed state with these attributes, and a header that says so."""
+    size, count = HEADER_BYTES + len(entries) + CHECKSUM_BYTES, len(entries) // NUMBER_BYTES
+    header = state[:12] + struct.pack("<I", size) + state[16:40] + struct.pack("<I", count) + state[44:HEADER_BYTES]
+    return sealed(header + entries)
 
 
-@pytest.mark.parametrize("count", [0, 17, 2**27, 2**31, 2**32 - 1])
+def test_a_list_of_too_few_or_too_many_attributes_is_refused(harness: Harness, state: bytes) -> None:
+    entries = state[HEADER_BYTES:-CHECKSUM_BYTES]
+    assert (
+        refused(harness, resized(state, entries[:-NUMBER_BYTES])) == "layout: got no such field, expected an integer\n"
+    )
+    assert refused(harness, resized(state, b"")) == "has_zero: got no such field, expected an integer\n"
+    assert refused(harness, resized(state, entries + entries[:NUMBER_BYTES])).startswith("has_zero: got it twice")
+    for count in (17, 18, 100, 1000):
+        assert f"got {count} attributes, expected at most 16" in refused(harness, resized(state, entries[:NUMBER_BYTES] * count))
+
+
+@pytest.mark.parametrize("count", [0, 8, 17, 2**27, 2**31, 2**32 - 1])
 def test_a_wild_number_of_attributes_is_refused(harness: Harness, state: bytes, count: int) -> None:
     body = state[:-CHECKSUM_BYTES]
     assert "attributes" in refused(harness, sealed(body[:40] + struct.pack("<I", count) + body[44:]))
