@@ -26,7 +26,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def place(qkv: Tensor, table: Tensor, positions: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
     """Rotated queries [Q, H, C] of qkv [Q, (H + 2J) C]; keys and values go to the slots `positions` of [S, J, C]."""
     kv_heads, channels = keys.shape[1:]
-    q, k, v = torch.unflatten(qkv, -1, (-1, channels)).split((heads, kv_heads, kv_heads), dim=1)
+    q, k, v = torch.split(torch.unflatten(qkv, -1, (-1, channels)), [heads, kv_heads, kv_heads], dim=1)
     cos, sin = table[positions][:, :, None].unbind(1)
     keys.index_copy_(0, positions, _rotated(k, cos, sin))
     values.index_copy_(0, positions, v)

@@ -15,6 +15,7 @@ import torch
 from bench.gpu.kernels import Kernels
 from bench.record import processor
 from plugins.cuda_library import CudaLibrary, Device
+from plugins.toolchain import ToolMissingError, build_cuda_library, cuda_version
 
 ROOT = Path(__file__).parents[2]
 # The plans see an H200 on a CPU as well, so that emulation takes the paths of the machine that is measured.
@@ -106,9 +107,11 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _nvcc() -> str:
-    lines = _output("nvcc", "--version").splitlines()
-    return lines[-1] if lines else ""
+def _nvcc() -> str | None:
+    try:
+        return cuda_version()
+    except ToolMissingError:
+        return None
 
 
 def _smi(*fields: str) -> dict[str, str]:
@@ -122,11 +125,9 @@ def cuda_machine(library: Path | None) -> Machine:
     torch.cuda.set_device(device)
     torch.zeros(1, device=device)  # the library works in the context that torch has made
     if library is None:
-        from plugins.toolchain import build_cuda_library
-
         major, minor = torch.cuda.get_device_capability(device)
         library = build_cuda_library(ROOT / "build" / "bench", 10 * major + minor)
-    path = library
+    path = library.resolve()
     return Machine(
         device=device,
         emulated=False,

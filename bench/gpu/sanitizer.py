@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from bench.gpu.section import Item, Plan, Row, Section
+from bench.gpu.section import Item, Plan, Row, Section, read_rows
 from plugins.toolchain import ToolMissingError, cuda_program
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -50,10 +50,13 @@ def sanitize(plan: Plan, tool: str) -> Row:
             )
         except subprocess.TimeoutExpired:
             return {"errors": None, "reason": f"did not end in {LIMIT_S + 20} s"}
+        rows = read_rows(Path(work), "correctness")["rows"]
     text = done.stdout + done.stderr
-    errors = _summary(text)
-    row: Row = {"errors": errors, "exit": done.returncode, "tail": text[-2000:]}
-    return row if errors is not None else row | {"reason": "the tool printed no summary"}
+    row: Row = {"errors": _summary(text), "exit": done.returncode, "tail": text[-2000:]}
+    row |= {"checked": sum(r["checked"] for r in rows.values()), "wrong": sum(len(r["wrong"]) for r in rows.values())}
+    if row["errors"] is None or not row["checked"]:
+        row |= {"errors": None, "reason": "the tool printed no summary" if row["checked"] else "no case ran under it"}
+    return row
 
 
 def _items(plan: Plan) -> Iterator[Item]:

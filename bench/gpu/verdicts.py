@@ -83,8 +83,9 @@ def _sanitizer(sections: Sections) -> Iterator[Verdict]:
         elif row["errors"] is None:
             yield Verdict(line=line, outcome="void", note=row["reason"])
         else:
-            outcome = "pass" if row["errors"] == 0 and row["exit"] == 0 else "fail"
-            yield Verdict(line=line, outcome=outcome, figure=float(row["errors"]), bar=0.0)
+            outcome = "pass" if row["errors"] == 0 and row["wrong"] == 0 else "fail"
+            note = f"{row['checked']} cases, {row['wrong']} wrong"
+            yield Verdict(line=line, outcome=outcome, figure=float(row["errors"]), bar=0.0, note=note)
 
 
 def _gemm_total(rows: dict[str, Row], shape: ModelShape, count: int) -> tuple[float, float, float] | None:

@@ -40,7 +40,7 @@ def measured() -> dict[str, Any]:
     checked += [f"quantize {path}" for path in ("auto", "naive", "rows", "tile", "exact")] + ["rotate auto"]
     return {
         "correctness": {"edges 0": {"checked": 9, "by_path": dict.fromkeys(checked, 1), "wrong": {}}},
-        "sanitizer": {tool: {"errors": 0, "exit": 0} for tool in ("memcheck", "racecheck", "synccheck")},
+        "sanitizer": {tool: {"errors": 0, "checked": 9, "wrong": 0} for tool in ("memcheck", "racecheck", "synccheck")},
         "ceilings": {"bandwidth": {"bandwidth": BANDWIDTH, "copy": BANDWIDTH}, "products": {"bf16_flops": PEAK}},
         "gemm": gemm,
         "elementwise": elementwise,
@@ -151,7 +151,7 @@ def test_what_did_not_fit_or_run_is_void() -> None:
     found = by_line(sections)
     assert found["compute-sanitizer racecheck"].outcome == "void"
     assert found["LLaDA-8B star block pass, 32 rows, 512 keys, against the bf16 model"].note == "needs 30000 MiB"
-    sections["sanitizer"]["memcheck"] = {"errors": 2, "exit": 9}
+    sections["sanitizer"]["memcheck"] = {"errors": 2, "checked": 9, "wrong": 0}
     assert by_line(sections)["compute-sanitizer memcheck"].outcome == "fail"
 
 
