@@ -7,10 +7,11 @@
 
 namespace {
 
-// The host build plays any GPU: a launch that asks for more shared memory than that one has fails there, too.
+// The host build plays any GPU: what that one lacks, shared memory or an instruction, fails there, too.
 void play([[maybe_unused]] const dllmc::Device& device) {
 #ifdef DLLMC_HOST
   gpu::host::Block::of_this_thread().max_shared_bytes = static_cast<size_t>(device.shared_bytes);
+  gpu::host::Block::of_this_thread().arch = device.arch;
 #endif
 }
 

@@ -254,6 +254,9 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row, Position
 }
 
 inline void mma_int4(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Position at = Position::here()) {
+  if (block().arch < 80 || block().arch >= 90) {
+    block().fail("mma_int4 at %s:%d on compute capability %d, which has none", at.file, at.line, block().arch);
+  }
   host::ProductOperand<int32_t> operand = {d, a, b};
   host::meet_warp("mma_int4", at, operand, [](host::ProductOperand<int32_t>* const* lanes) {
     host::multiply<8, int32_t, int64_t>(

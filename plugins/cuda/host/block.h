@@ -82,6 +82,7 @@ class Block {
   Dim grid, index;
   int num_threads = 0;
   size_t max_shared_bytes = 227 * 1024;  // what the GPU lets a block opt in to
+  int arch = 80;                         // its compute capability
 
   static Block& of_this_thread() {
     static thread_local const auto block = std::make_unique<Block>();  // too large for a loaded library's own TLS
