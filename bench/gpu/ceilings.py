@@ -51,4 +51,12 @@ def _items(plan: Plan) -> Iterator[Item]:
     yield "products", partial(_products, plan)
 
 
-CEILINGS = Section(name="ceilings", about="bandwidth and products of this device", items=_items, slowest_s=15.0)
+def _said(row: Row) -> str:
+    if "copy" in row:
+        return f"copy {row['copy'] / 1e9:.0f} GB/s, read {row['read'] / 1e9:.0f} GB/s"
+    return f"bf16 {row['bf16_flops'] / 1e12:.0f} TFLOP/s, int8 {row['int8_flops'] / 1e12:.0f} TOP/s"
+
+
+CEILINGS = Section(
+    name="ceilings", about="bandwidth and products of this device", items=_items, said=_said, slowest_s=15.0
+)

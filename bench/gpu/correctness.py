@@ -72,6 +72,14 @@ def wrong_cases(rows: dict[str, Row]) -> dict[str, str]:
     return dict(itertools.chain.from_iterable(row["wrong"].items() for row in rows.values()))
 
 
+def _said(row: Row) -> str:
+    return f"{row['checked']} checked, {len(row['refused'])} refused, {len(row['wrong'])} wrong"
+
+
 CORRECTNESS = Section(
-    name="correctness", about="every kernel and path against the torch references", items=_items, slowest_s=30.0
+    name="correctness",
+    about="every kernel and path against the torch references",
+    items=_items,
+    said=_said,
+    slowest_s=30.0,
 )

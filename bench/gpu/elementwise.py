@@ -102,6 +102,13 @@ def _items(plan: Plan) -> Iterator[Item]:
                 yield f"{shape.name} {site} {rows}", partial(measure_site, plan, shape, site, rows, plan.seed + number)
 
 
+def _said(row: Row) -> str:
+    return ", ".join(
+        f"{name} {1e3 * found['ms']:.1f} us {row['bytes_per_s'][name] / 1e9:.0f} GB/s"
+        for name, found in row["contenders"].items()
+    )
+
+
 ELEMENTWISE = Section(
-    name="elementwise", about="the fused element-wise kernels against copies", items=_items, slowest_s=5.0
+    name="elementwise", about="the fused element-wise kernels against copies", items=_items, said=_said, slowest_s=5.0
 )

@@ -107,4 +107,13 @@ def _items(plan: Plan) -> Iterator[Item]:
                 yield f"{shape.name} {gemm.name} {rows}", partial(measure_gemm, plan, gemm, rows, plan.seed + number)
 
 
-GEMM = Section(name="gemm", about="the linears against cuBLAS bf16 and torch's int8", items=_items, slowest_s=8.0)
+def _said(row: Row) -> str:
+    times = ", ".join(f"{name} {1e3 * found['ms']:.1f}" for name, found in row["contenders"].items())
+    best = {path: found["ratio"] for path, found in row["against_bf16"].items()}
+    ratio = f"; auto {best['auto']:.2f} x bf16, {row['bytes_per_s']['auto'] / 1e9:.0f} GB/s" if "auto" in best else ""
+    return f"us: {times}{ratio}"
+
+
+GEMM = Section(
+    name="gemm", about="the linears against cuBLAS bf16 and torch's int8", items=_items, said=_said, slowest_s=8.0
+)

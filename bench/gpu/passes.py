@@ -134,6 +134,19 @@ def _items(plan: Plan) -> Iterator[Item]:
             yield f"{shape.name} {method}", partial(measure_model, plan, shape, method, plan.seed + number)
 
 
+def _said(row: Row) -> str:
+    if "void" in row:
+        return str(row["void"])
+    return ", ".join(
+        f"{name} {found['bf16']['ms']:.2f} -> {found['ours']['ms']:.2f} ms, {found['ratio']:.2f} x"
+        for name, found in row["passes"].items()
+    )
+
+
 PASSES = Section(
-    name="passes", about="one block and whole models against bf16, memory of both", items=_items, slowest_s=200.0
+    name="passes",
+    about="one block and whole models against bf16, memory of both",
+    items=_items,
+    said=_said,
+    slowest_s=200.0,
 )

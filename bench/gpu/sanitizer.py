@@ -65,6 +65,10 @@ def _items(plan: Plan) -> Iterator[Item]:
             yield tool, partial(sanitize, plan, tool)
 
 
+def _said(row: Row) -> str:
+    return str(row.get("reason") or f"{row['errors']} errors in {row['checked']} cases")
+
+
 SANITIZER = Section(
-    name="sanitizer", about="compute-sanitizer over some of the cases", items=_items, slowest_s=LIMIT_S + 25.0
+    name="sanitizer", about="compute-sanitizer over some cases", items=_items, said=_said, slowest_s=LIMIT_S + 25.0
 )

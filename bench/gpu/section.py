@@ -39,11 +39,15 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """`items` names what is measured, in order; an item returns its row. `slowest_s` is kept free for one item."""
+    """`items` names what is measured, in order; an item returns its row, `said` puts a row into one line.
+
+    `slowest_s` is kept free for one item.
+    """
 
     name: str
     about: str
     items: Callable[[Plan], Iterator[Item]]
+    said: Callable[[Row], str]
     slowest_s: float
 
 
@@ -88,6 +92,7 @@ def measure(section: Section, plan: Plan, again: bool) -> bool:
             return False
         start = time.monotonic()
         row = item()
+        print(f"{section.name} {key}: {section.said(row)}", flush=True)
         row["taken_s"] = round(time.monotonic() - start, 2)
         if time.monotonic() - read_clocks >= CLOCKS_EVERY_S:
             row["clocks"], read_clocks = plan.machine.clocks(), time.monotonic()

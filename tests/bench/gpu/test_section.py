@@ -28,7 +28,7 @@ class _Counted:
         return {"value": key}
 
     def section(self) -> Section:
-        return Section(name="counted", about="", items=self.items, slowest_s=1.0)
+        return Section(name="counted", about="", items=self.items, said=str, slowest_s=1.0)
 
 
 def test_every_item_is_measured_once(plan: Plans) -> None:
