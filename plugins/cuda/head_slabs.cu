@@ -217,11 +217,11 @@ void head_slabs(DLLMC_PARAM HeadTask task) {
   const int rows = left < task.plan.chunk_rows ? static_cast<int>(left) : task.plan.chunk_rows;
   const SmallProduct product = {p.codes + first_row * p.inner,  p.weight, rows, p.inner,
                                 p.vocabulary / kTileOutputs, p.inner / kTileBytes, 1};
-  SlabFlush<kColumns, kTiles> flush(p, first_row, rows);
+  const Share share = share_of(task.plan.units, slab, task.plan.slabs);
   SmallTile<Int8, kColumns, kTiles, false> tile(product);
-  const int64_t units = task.plan.units;
-  tile.run(static_cast<int>(slab * units / task.plan.slabs), static_cast<int>((slab + 1) * units / task.plan.slabs),
-           flush);
+  tile.start(share.begin);
+  SlabFlush<kColumns, kTiles> flush(p, first_row, rows);
+  tile.run(share.begin, share.end, flush);
   flush.finish(task, slab);
 }
 

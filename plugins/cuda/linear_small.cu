@@ -11,30 +11,99 @@
 namespace dllmc {
 namespace {
 
+// What a unit's outputs need from memory besides sums, on its way to shared memory while the unit is multiplied: where a
+// block has one unit only, nothing would hide these reads behind the last product.
+template <int kColumns, int kTiles>
+class StagedTerms {
+ public:
+  static constexpr int kOutputs = kTiles * kTileOutputs;
+  static constexpr int kBytes = (3 + 8 * kColumns) * kOutputs * 4;
+
+  DLLMC_DEVICE StagedTerms(const LinearArgs& p, unsigned char* shared) : p_(p), shared_(shared) {}
+
+  DLLMC_DEVICE void fetch(int unit) const {
+    const int n = unit * kOutputs;
+    fetch_table(0, p_.w_scale, n);
+    fetch_table(1, p_.bias, n);
+    if (p_.zero) fetch_table(2, p_.w_sum, n);
+    if (p_.residual) p_.residual_type == Type::kFloat32 ? fetch_residual<4>(n) : fetch_residual<2>(n);
+    gpu::commit_copies();
+  }
+
+  // Terms of outputs n and n + 1, counted from the unit's first.
+  DLLMC_DEVICE void read(int n, OutputTerms& first, OutputTerms& second) const {
+    const Pair w_scale = table<Pair>(0)[n / 2], bias = p_.bias ? table<Pair>(1)[n / 2] : Pair{kNothing, kNothing};
+    const SumPair w_sum = p_.zero ? table<SumPair>(2)[n / 2] : SumPair{0, 0};
+    first = {w_scale.first, bias.first, w_sum.first};
+    second = {w_scale.second, bias.second, w_sum.second};
+  }
+  DLLMC_DEVICE Pair residual(int token, int n) const {
+    if (!p_.residual) return {kNothing, kNothing};
+    const int i = (token * kOutputs + n) / 2;
+    if (p_.residual_type == Type::kFloat32) return table<Pair>(3)[i];
+    const uint32_t halves = table<uint32_t>(3)[i];
+    return {gpu::low_half(halves), gpu::high_half(halves)};
+  }
+
+ private:
+  template <class T>
+  DLLMC_DEVICE T* table(int i) const {
+    return reinterpret_cast<T*>(shared_ + i * kOutputs * 4);
+  }
+
+  DLLMC_DEVICE void fetch_table(int i, const void* values, int n) const {
+    const int first = 4 * gpu::thread();
+    if (!values || first >= kOutputs) return;
+    gpu::copy_async(table<uint32_t>(i) + first, static_cast<const uint32_t*>(values) + n + first,
+                    n + first < p_.outputs);
+  }
+
+  template <int kSize>
+  DLLMC_DEVICE void fetch_residual(int n) const {
+    constexpr int kTokenCopies = kOutputs * kSize / 16, kCopies = 8 * kColumns * kTokenCopies;
+    DLLMC_UNROLL
+    for (int base = 0; base < kCopies; base += kSmallThreads) {
+      const int i = base + gpu::thread(), token = i / kTokenCopies, first = i % kTokenCopies * (16 / kSize);
+      if (token >= p_.rows) return;
+      const int64_t from = (static_cast<int64_t>(token) * p_.outputs + n + first) * kSize;
+      gpu::copy_async(table<unsigned char>(3) + 16 * i, static_cast<const unsigned char*>(p_.residual) + from,
+                      n + first < p_.outputs);
+    }
+  }
+
+  const LinearArgs& p_;
+  unsigned char* shared_;
+};
+
 // Owns the outputs of a block: makes values of sums and writes them.
 template <class Format, int kColumns, int kTiles>
 class RowsFlush {
  public:
-  DLLMC_DEVICE explicit RowsFlush(const LinearArgs& p) : p_(p), sums_(reinterpret_cast<SumPair*>(gpu::shared())) {}
+  static constexpr int kBytes = UnitPairs<kColumns, kTiles>::kBytes + StagedTerms<kColumns, kTiles>::kBytes;
+
+  DLLMC_DEVICE RowsFlush(const LinearArgs& p, int unit, int end)
+      : p_(p), end_(end), sums_(reinterpret_cast<SumPair*>(gpu::shared())), terms_(p, gpu::shared() + Unit::kBytes) {
+    terms_.fetch(unit);
+  }
 
   DLLMC_DEVICE void operator()(const int32_t (&acc)[kTiles][kColumns][4], int unit, int) const {
+    gpu::wait_copies<0>();
     gpu::sync_block();
     Unit::write(sums_, acc);
-    Owned owned[kOwned];
+    Owned owned[Unit::kOwned];
     DLLMC_UNROLL
-    for (int i = 0; i < kOwned; ++i) owned[i] = own(unit, gpu::thread() + i * kSmallThreads);
+    for (int i = 0; i < Unit::kOwned; ++i) owned[i] = own(unit, gpu::thread() + i * kSmallThreads);
     gpu::sync_block();
+    if (unit + 1 < end_) terms_.fetch(unit + 1);
     DLLMC_UNROLL
-    for (int i = 0; i < kOwned; ++i) {
+    for (int i = 0; i < Unit::kOwned; ++i) {
       if (owned[i].present) finish(owned[i], gpu::thread() + i * kSmallThreads);
     }
   }
 
  private:
   using Unit = UnitPairs<kColumns, kTiles>;
-  static constexpr int kOwned = (Unit::kPairs + kSmallThreads - 1) / kSmallThreads;
 
-  // What a pair needs from memory: asked for before the barrier.
   struct Owned {
     bool present;
     int m, n;
@@ -50,9 +119,8 @@ class RowsFlush {
     o.present = i < Unit::kPairs && o.m < p_.rows && o.n < p_.outputs;
     if (!o.present) return o;
     o.token = token_terms(p_, o.m);
-    o.first = output_terms(p_, o.n);
-    o.second = output_terms(p_, o.n + 1);
-    o.residual = read_residual(p_, o.m, o.n);
+    terms_.read(Unit::output(i), o.first, o.second);
+    o.residual = terms_.residual(o.m, Unit::output(i));
     return o;
   }
 
@@ -69,14 +137,18 @@ class RowsFlush {
   }
 
   const LinearArgs& p_;
+  const int end_;
   SumPair* sums_;
+  StagedTerms<kColumns, kTiles> terms_;
 };
 
 // The same with a float32 sum of terms of groups, carried from round to round.
 template <class Format, int kColumns>
 class GroupsFlush {
  public:
-  DLLMC_DEVICE explicit GroupsFlush(const LinearArgs& p)
+  static constexpr int kBytes = UnitPairs<kColumns, 1>::kBytes;
+
+  DLLMC_DEVICE GroupsFlush(const LinearArgs& p, int, int)
       : p_(p), sums_(reinterpret_cast<SumPair*>(gpu::shared())), num_groups_(num_groups(p)) {}
 
   DLLMC_DEVICE void operator()(const int32_t (&acc)[1][kColumns][4], int unit, int round) {
@@ -84,7 +156,7 @@ class GroupsFlush {
     Unit::write(sums_, acc);
     gpu::sync_block();
     DLLMC_UNROLL
-    for (int i = 0; i < kOwned; ++i) {
+    for (int i = 0; i < Unit::kOwned; ++i) {
       const int pair = gpu::thread() + i * kSmallThreads;
       const int m = Unit::token(pair), n = unit * kTileOutputs + Unit::output(pair);
       if (pair >= Unit::kPairs || m >= p_.rows) continue;
@@ -96,7 +168,6 @@ class GroupsFlush {
 
  private:
   using Unit = UnitPairs<kColumns, 1>;
-  static constexpr int kOwned = (Unit::kPairs + kSmallThreads - 1) / kSmallThreads;
 
   // Adds the terms of up to 8 groups from `group` on, in ascending order.
   DLLMC_DEVICE void add_round(Pair& total, int pair, int m, int n, int group) const {
@@ -112,8 +183,11 @@ class GroupsFlush {
   const LinearArgs& p_;
   SumPair* sums_;
   const int num_groups_;
-  Pair total_[kOwned] = {};
+  Pair total_[Unit::kOwned] = {};
 };
+
+template <class Format, int kColumns, int kTiles, bool kGrouped>
+using Flush = std::conditional_t<kGrouped, GroupsFlush<Format, kColumns>, RowsFlush<Format, kColumns, kTiles>>;
 
 template <class Format, int kColumns, int kTiles, bool kGrouped>
 DLLMC_KERNEL(kSmallThreads, (SmallTile<Format, kColumns, kTiles, kGrouped>::kBlocksPerSm))
@@ -125,11 +199,11 @@ void linear_small(DLLMC_PARAM LinearArgs p) {
     const int k_tiles = p.inner / Format::kCodesPerTile;
     const SmallProduct product = {p.codes, p.weight, static_cast<int>(p.rows), k_tiles * Format::kActivationBytes,
                                   n_tiles, k_tiles,  kGrouped ? group_size(p) / Format::kCodesPerTile : 1};
-    using Flush = std::conditional_t<kGrouped, GroupsFlush<Format, kColumns>, RowsFlush<Format, kColumns, kTiles>>;
-    Flush flush(p);
+    const Share share = share_of(units, gpu::block_x(), gpu::grid_x());
     SmallTile<Format, kColumns, kTiles, kGrouped> tile(product);
-    const int64_t block = gpu::block_x(), blocks = gpu::grid_x();
-    tile.run(static_cast<int>(block * units / blocks), static_cast<int>((block + 1) * units / blocks), flush);
+    tile.start(share.begin);
+    Flush<Format, kColumns, kTiles, kGrouped> flush(p, share.begin, share.end);
+    tile.run(share.begin, share.end, flush);
   }
 }
 
@@ -139,7 +213,7 @@ const char* launch_small(const LinearArgs& p, const Launch& launch) {
   const int units = (p.outputs / kTileOutputs + kTiles - 1) / kTiles;
   const unsigned grid = static_cast<unsigned>(small_grid(units, launch.device.num_sms, kBlocksPerSm));
   return gpu::launch(linear_small<Format, kColumns, kTiles, kGrouped>, gpu::Dim{grid}, kSmallThreads,
-                     UnitPairs<kColumns, kTiles>::kBytes, launch.stream, p);
+                     Flush<Format, kColumns, kTiles, kGrouped>::kBytes, launch.stream, p);
 }
 
 // Two tiles a unit halve what L1 sends, where at least two units for each of two blocks an SM remain.

@@ -40,6 +40,7 @@ template <int kColumns, int kTiles>
 struct UnitPairs {
   static constexpr int kTilePairs = 64 * kColumns;
   static constexpr int kPairs = kTilePairs * kTiles;
+  static constexpr int kOwned = (kPairs + kSmallThreads - 1) / kSmallThreads;  // pairs a thread adds up
   static constexpr int kBytes = kSmallWarps * kPairs * static_cast<int>(sizeof(SumPair));
 
   // Pair i of a unit belongs to this token and to these outputs, counted from the unit's first.
@@ -81,16 +82,19 @@ class SmallTile {
     }
   }
 
+  // Sends for the first tiles of `unit`; run() follows, and in between there is time for something else.
+  DLLMC_DEVICE void start(int unit) {
+    DLLMC_UNROLL
+    for (int slot = 0; slot < kRing; ++slot) load_weights(slot, unit, k_tile(slot));
+    load_activations(0, k_tile(0), 0);
+  }
+
   // For each unit of [unit, end): the products of all K tiles, then flush(sums, unit, 0); with groups
   // flush(sums, unit, round) after each round of a group per warp. All warps flush together.
   template <class Flush>
   DLLMC_DEVICE void run(int unit, int end, Flush& flush) {
-    if (unit >= end) return;
     Sums sums = {};
     const int padded = (steps_ + kRing - 1) / kRing * kRing;  // a unit starts at slot 0 of the ring
-    DLLMC_UNROLL
-    for (int slot = 0; slot < kRing; ++slot) load_weights(slot, unit, k_tile(slot));
-    load_activations(0, k_tile(0), 0);
     for (; unit < end; ++unit) {
       for (int base = 0; base < padded; base += kRing) {
         const bool last = base + kRing == padded;
@@ -201,6 +205,15 @@ class SmallTile {
   gpu::Vec ring_[kRing][kTiles][2];
   uint32_t activations_[2][kChunk][4 * kVecs];
 };
+
+// The units of one of `parts` even shares.
+struct Share {
+  int begin, end;
+};
+DLLMC_DEVICE Share share_of(int units, int part, int parts) {
+  const unsigned all = static_cast<unsigned>(units), i = static_cast<unsigned>(part), n = static_cast<unsigned>(parts);
+  return {static_cast<int>(i * all / n), static_cast<int>((i + 1) * all / n)};
+}
 
 // Blocks that share `units` evenly, at most blocks_per_sm on an SM and none with more units than it must have.
 inline int small_grid(int units, int num_sms, int blocks_per_sm) {
