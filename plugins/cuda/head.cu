@@ -89,7 +89,7 @@ const char* run(const HeadArgs& p, const Launch& launch) {
   if (!launch.workspace) return reason("workspace: got no pointer, expected one");
   HeadTask task = {p, make_plan(p, launch.device), static_cast<RowRecord*>(launch.workspace), nullptr};
   task.candidates = reinterpret_cast<Candidate*>(task.records + p.rows * task.plan.slabs);
-  if (const char* why = run_head_slabs(task, launch)) return why;
+  if (const char* why = run_head_tiles(task, launch)) return why;
   return run_head_merge(task, launch);
 }
 

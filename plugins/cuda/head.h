@@ -73,7 +73,7 @@ struct HeadTask {
 };
 
 const char* run_head_naive(const HeadArgs&, const Launch&);
-const char* run_head_slabs(const HeadTask&, const Launch&);
+const char* run_head_tiles(const HeadTask&, const Launch&);
 const char* run_head_merge(const HeadTask&, const Launch&);
 
 }  // namespace dllmc

@@ -11,8 +11,8 @@
 namespace dllmc {
 namespace {
 
-// What a unit's outputs need from memory besides sums, on its way to shared memory while the unit is multiplied: where a
-// block has one unit only, nothing would hide these reads behind the last product.
+// What a unit's outputs need from memory besides sums, on its way to shared memory while the unit is multiplied: a
+// block with one unit has no later product to hide these reads behind.
 template <int kColumns, int kTiles>
 class StagedTerms {
  public:

@@ -19,7 +19,7 @@ from plugins.layout import to_layout
 Kernels = Callable[..., CudaLibrary]
 F = torch.float32
 U = 2.0**-24  # half a unit in the last place of 1: what one rounding costs
-HEADROOM = 8  # of head_slabs.cu
+HEADROOM = 8  # of head_tiles.cu
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class SlabFlush {
 
 template <int kColumns, int kTiles>
 DLLMC_KERNEL(kSmallThreads, 2)
-void head_slabs(DLLMC_PARAM HeadTask task) {
+void head_tiles(DLLMC_PARAM HeadTask task) {
   const HeadArgs& p = task.head;
   const int slab = gpu::block_x() / task.plan.chunks, chunk = gpu::block_x() % task.plan.chunks;
   const int64_t first_row = static_cast<int64_t>(chunk) * task.plan.chunk_rows, left = p.rows - first_row;
@@ -226,24 +226,24 @@ void head_slabs(DLLMC_PARAM HeadTask task) {
 }
 
 template <int kColumns, int kTiles>
-const char* launch_slabs(const HeadTask& task, const Launch& launch) {
+const char* launch_tiles(const HeadTask& task, const Launch& launch) {
   const size_t bytes = static_cast<size_t>(SlabFlush<kColumns, kTiles>::bytes(task.head.top_k));
   const gpu::Dim grid = {static_cast<unsigned>(task.plan.slabs * task.plan.chunks)};
-  return gpu::launch(head_slabs<kColumns, kTiles>, grid, kSmallThreads, bytes, launch.stream, task);
+  return gpu::launch(head_tiles<kColumns, kTiles>, grid, kSmallThreads, bytes, launch.stream, task);
 }
 
 }  // namespace
 
-const char* run_head_slabs(const HeadTask& task, const Launch& launch) {
+const char* run_head_tiles(const HeadTask& task, const Launch& launch) {
   switch (task.plan.chunk_rows) {
     case 8:
-      return launch_slabs<1, 2>(task, launch);
+      return launch_tiles<1, 2>(task, launch);
     case 16:
-      return launch_slabs<2, 2>(task, launch);
+      return launch_tiles<2, 2>(task, launch);
     case 32:
-      return launch_slabs<4, 2>(task, launch);
+      return launch_tiles<4, 2>(task, launch);
     default:
-      return launch_slabs<8, 1>(task, launch);
+      return launch_tiles<8, 1>(task, launch);
   }
 }
 
