@@ -4,6 +4,7 @@
 kernels take, plugins/cuda/resources.json. A target is a compute capability as nvcc names it: 80, 90a, ...
 """
 
+import hashlib
 import json
 import os
 import re
@@ -43,9 +44,14 @@ Census = Mapping[str, Mapping[str, Kernel]]
 
 
 def _lines(*command: str) -> Iterator[str]:
-    tools = os.pathsep.join([str(toolchain.cuda_program("nvdisasm").parent), os.environ.get("PATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": tools})  # noqa: S603
-    yield from done.stdout.splitlines()
+    """What a program prints; cuobjdump calls nvdisasm by name."""
+    path = os.pathsep.join([str(toolchain.cuda_program("nvdisasm").parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603
+        assert process.stdout
+        yield from process.stdout
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}")
 
 
 def _short(demangled: str) -> str:
@@ -56,15 +62,12 @@ def _short(demangled: str) -> str:
 
 def _names(mangled: set[str]) -> dict[str, str]:
     ordered = sorted(mangled)
-    shorts = [_short(line) for line in _lines("c++filt", *ordered)]
+    shorts = [_short(line.strip()) for line in _lines("c++filt", *ordered)]
     assert len(set(shorts)) == len(ordered), "two kernels of one name"
     return dict(zip(ordered, shorts, strict=True))
 
 
-def census(library: Path) -> Census:
-    """Target -> kernel -> what it takes. Raises ToolMissingError without cuobjdump and nvdisasm."""
-    cuobjdump = str(toolchain.cuda_program("cuobjdump"))
-    found: dict[str, dict[str, Kernel]] = defaultdict(lambda: defaultdict(Kernel))
+def _resources(cuobjdump: str, library: Path, found: dict[str, dict[str, Kernel]]) -> None:
     target = kernel = ""
     for line in _lines(cuobjdump, "--dump-resource-usage", str(library)):
         if match := re.search(r"^arch = sm_(\w+)", line):
@@ -74,15 +77,50 @@ def census(library: Path) -> Census:
         elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
             made = found[target][kernel]
             made.registers, made.stack, made.shared = map(int, match.groups())
+
+
+def _instructions(cuobjdump: str, library: Path, found: dict[str, dict[str, Kernel]]) -> None:
+    """Counts opcodes in lines like `        /*0010*/   @!P0 IMAD R1, RZ, RZ, R2 ;   /* 0x... */`."""
+    target = ""
+    counts: Counter[str] = Counter()
     for line in _lines(cuobjdump, "--dump-sass", str(library)):
-        if match := re.search(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            found[target][kernel].instructions[match[1]] += 1
-        elif match := re.search(r"\bFunction : (\w+)", line):
-            kernel = match[1]
-        elif match := re.search(r"^arch = sm_(\w+)", line):
-            target = match[1]
+        if line.startswith("        /*"):
+            words = line.split(None, 3)
+            opcode = words[2] if words[1].startswith("@") else words[1]
+            counts[opcode.rstrip(";")] += 1
+        elif "Function : " in line:
+            counts = found[target][line.split()[-1]].instructions
+        elif line.startswith("arch = sm_"):
+            target = line.removeprefix("arch = sm_").strip()
+
+
+def _count(library: Path) -> Census:
+    cuobjdump = str(toolchain.cuda_program("cuobjdump"))
+    found: dict[str, dict[str, Kernel]] = defaultdict(lambda: defaultdict(Kernel))
+    _resources(cuobjdump, library, found)
+    _instructions(cuobjdump, library, found)
     names = _names({name for kernels in found.values() for name in kernels})
     return {target: {names[name]: kernel for name, kernel in kernels.items()} for target, kernels in found.items()}
+
+
+def census(library: Path) -> Census:
+    """Target -> kernel -> what it takes, counted once a library: half a minute of disassembly.
+
+    Raises ToolMissingError without cuobjdump and nvdisasm.
+    """
+    digest = hashlib.sha256(library.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    kept = toolchain.BUILD.parent / "census" / f"{digest}.json"
+    with toolchain.locked(kept.with_suffix(".lock")):
+        if not kept.exists():
+            found = _count(library)
+            kept.write_text(json.dumps(found, default=vars))
+    return {
+        target: {
+            name: Kernel(**{**kernel, "instructions": Counter(kernel["instructions"])})
+            for name, kernel in kernels.items()
+        }
+        for target, kernels in json.loads(kept.read_text()).items()
+    }
 
 
 def table(found: Census) -> dict[str, list[list[int] | None]]:

@@ -106,7 +106,8 @@ def _digest(command: Sequence[str], files: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,7 +131,7 @@ def compiled(command: Sequence[str], source: Path, suffix: str, folder: Path = B
     """`source` compiled by `command` (compiler and flags), taken from `folder` where it was made before."""
     digest = _digest(command, [HOST_FLAGS, NVCC_FLAGS, *_includes(source.resolve(), set())])
     output = folder / "objects" / f"{source.stem}-{digest}{suffix}"
-    with _locked(output.with_suffix(".lock")):
+    with locked(output.with_suffix(".lock")):
         if not output.exists():
             _run([*command, str(source)], output)
     return output
@@ -140,7 +141,7 @@ def linked(command: Sequence[str], objects: Sequence[Path], name: str, folder: P
     """The library `name` of `objects`, whose names tell their contents."""
     digest = hashlib.sha256("\0".join([*command, *(file.name for file in objects)]).encode()).hexdigest()[:16]
     output = folder / f"lib{name}-{digest}.so"
-    with _locked(output.with_suffix(".lock")):
+    with locked(output.with_suffix(".lock")):
         if not output.exists():
             _run([*command, *map(str, objects)], output)
     return output
@@ -176,7 +177,7 @@ def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
         cudart = fetched("aarch64/nvidia/cu13/lib/libcudart_static.a").parent
         options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={cudart}"]
     cmake, output = str(_program("cmake", "CMake")), folder / machine
-    with _locked(folder / f"{machine}.lock"):
+    with locked(folder / f"{machine}.lock"):
         _check([cmake, "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
         _check([cmake, "--build", str(output), "--parallel", os.environ.get("DLLMC_BUILD_JOBS", "2")])
     return output / "libdllmc_tensorrt.so"
