@@ -98,6 +98,12 @@ DLLMC_DEVICE void settle(T (&registers)[kCount]) {
   DLLMC_UNROLL
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
+// From here on a pointer to global memory is a register of its own, to which offsets are added.
+template <class T>
+DLLMC_DEVICE void settle(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+}
 
 // multiply_async(d, a, b, accumulate): d += A B, or d = A B; d has N / 2 registers for N = 64, 128, 256 tokens.
 // An operand list cannot be a template's, so macros count the registers.

@@ -82,12 +82,12 @@ struct Epilogue {
       for (int i = 0; i < kSums; ++i) y[i] = gpu::add(y[i], bias[!is_first(i)]);
     }
     if (p.swiglu) return store_swiglu();
-    if (!p.residual) return store_pairs([](const void*, int) { return Pair{0, 0}; }, 0);
+    if (!p.residual) return store_pairs([](const void*, size_t) { return Pair{0, 0}; }, 0);
     if (p.residual_type == Type::kFloat32) {
-      return store_pairs([](const void* x, int i) { return static_cast<const Pair*>(x)[i]; }, 8);
+      return store_pairs([](const void* x, size_t i) { return static_cast<const Pair*>(x)[i]; }, 8);
     }
     store_pairs(
-        [](const void* x, int i) {
+        [](const void* x, size_t i) {
           const uint32_t halves = static_cast<const uint32_t*>(x)[i];
           return Pair{gpu::low_half(halves), gpu::high_half(halves)};
         },
@@ -96,8 +96,10 @@ struct Epilogue {
 
  private:
   // Offset of sum i's pair of outputs from the thread's first, in pairs.
-  DLLMC_DEVICE int pair_offset(int i) const { return token(i) * (p.outputs / 2); }
-  DLLMC_DEVICE int64_t first_pair() const { return (static_cast<int64_t>(m) * p.outputs + n) / 2; }
+  DLLMC_DEVICE size_t pair_offset(int i) const {
+    return static_cast<size_t>(static_cast<uint32_t>(p.outputs) / 2) * static_cast<uint32_t>(token(i));
+  }
+  DLLMC_DEVICE size_t first_pair() const { return (static_cast<size_t>(m) * p.outputs + n) / 2; }
 
   DLLMC_DEVICE void store_swiglu() {
     DLLMC_UNROLL
@@ -142,6 +144,7 @@ struct Epilogue {
   template <class T, class Convert>
   DLLMC_DEVICE void store_each(T* out, Convert convert, int batch = 0, int count = kSums) {
     out += first_pair();
+    gpu::settle(out);
     DLLMC_UNROLL
     for (int i = batch; i < batch + count; ++i) {
       if (is_first(i) && inside(i)) out[pair_offset(i)] = convert(y[i], y[i + 2]);

@@ -262,6 +262,8 @@ void wait_products(Position at = Position::here()) {
 }
 template <class T, int kCount>
 void settle(T (&)[kCount]) {}
+template <class T>
+void settle(T*&) {}
 
 inline float reciprocal(float x) { return x > 0x1p126f ? 0.0f : 1.0f / x; }
 
