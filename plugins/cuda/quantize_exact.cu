@@ -26,7 +26,7 @@ using Values = float[kThreadValues / 4][4];
 template <int kValues>
 DLLMC_DEVICE void load_row(const QuantizeArgs& p, int64_t m, RowsShared& s, float* row) {
   RowPart<kValues, kThreadValues / kValues> part;
-  part.load(p, m, gpu::thread(), gpu::num_threads());
+  part.load(p, m);
   const float factor = norm_factor(p, reduce_row(part.y, part.square_sum, false, s).square_sum);
   DLLMC_UNROLL
   for (int v = 0; v < kThreadValues / kValues; ++v) {

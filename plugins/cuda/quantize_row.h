@@ -40,33 +40,48 @@ DLLMC_DEVICE float norm_factor(const QuantizeArgs& p, float square_sum) {
   return gpu::div(1.0f, gpu::sqrt(gpu::add(mean, p.eps)));
 }
 
-// Values that a thread holds of a row: load v of `threads` threads starts at value (v * threads + id) * kValues.
-// They are x * norm_weight * channel_scale; the norm's own factor, one number a row, is left to the scale.
+// What a thread loads of a row: load v of `threads` threads starts at value (v * threads + id) * kValues.
+// Values are x * norm_weight * channel_scale; the norm's own factor, one number a row, is left to the scale.
+template <int kValues, int kVecs>
+struct RowLoads {
+  gpu::Vec raw[kVecs];
+
+  // Loads first, first + 1, ...
+  DLLMC_DEVICE void load(const QuantizeArgs& p, int64_t m, int first, int id, int threads) {
+    const unsigned char* row = row_of(p, m);
+    DLLMC_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      raw[v] = {};
+      const int i = (first + v) * threads + id;
+      if (i * kValues < p.inner) raw[v] = gpu::load_shared_reads(row + static_cast<int64_t>(i) * 16);
+    }
+  }
+
+  // Values k.. of load v; adds their squares before the weights to square_sum.
+  DLLMC_DEVICE void values(const QuantizeArgs& p, int v, int k, float (&y)[kValues], float& square_sum) const {
+    unpack(raw[v], y);
+    if (k >= p.inner) return;
+    if (p.norm_weight) {
+      DLLMC_UNROLL
+      for (int i = 0; i < kValues; ++i) square_sum = gpu::fma(y[i], y[i], square_sum);
+      scale_values(y, p.norm_weight, k);
+    }
+    if (p.channel_scale) scale_values(y, p.channel_scale, k);
+  }
+};
+
+// The same as values, all of them.
 template <int kValues, int kVecs>
 struct RowPart {
   float y[kVecs][kValues];
   float square_sum = 0.0f;
 
-  DLLMC_DEVICE void load(const QuantizeArgs& p, int64_t m, int id, int threads) {
-    const unsigned char* row = row_of(p, m);
-    gpu::Vec raw[kVecs];
+  DLLMC_DEVICE void load(const QuantizeArgs& p, int64_t m) {
+    RowLoads<kValues, kVecs> loads;
+    loads.load(p, m, 0, gpu::thread(), gpu::num_threads());
     DLLMC_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      raw[v] = {};
-      const int i = v * threads + id;
-      if (i * kValues < p.inner) raw[v] = gpu::load_shared_reads(row + static_cast<int64_t>(i) * 16);
-    }
-    DLLMC_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
-      unpack(raw[v], y[v]);
-      const int k = (v * threads + id) * kValues;
-      if (k >= p.inner) continue;
-      if (p.norm_weight) {
-        DLLMC_UNROLL
-        for (int i = 0; i < kValues; ++i) square_sum = gpu::fma(y[v][i], y[v][i], square_sum);
-        scale_values(y[v], p.norm_weight, k);
-      }
-      if (p.channel_scale) scale_values(y[v], p.channel_scale, k);
+      loads.values(p, v, (v * gpu::num_threads() + gpu::thread()) * kValues, y[v], square_sum);
     }
   }
 };

@@ -22,7 +22,7 @@ void quantize_rows(DLLMC_PARAM QuantizeArgs p) {
   RowsShared& s = *reinterpret_cast<RowsShared*>(gpu::shared());
   const int64_t m = gpu::block_x();
   RowPart<kValues, kVecs> part;
-  part.load(p, m, gpu::thread(), gpu::num_threads());
+  part.load(p, m);
   if (p.a_group) leave_unit_extremes(part.y, p.inner, s.units());
   const Partial all = reduce_row(part.y, part.square_sum, !p.a_group, s);
   write_row(p, m, part.y, all.extremes, norm_factor(p, all.square_sum), s);

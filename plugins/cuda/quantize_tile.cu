@@ -72,7 +72,7 @@ DLLMC_DEVICE void set_up(const TileArgs& p, const Memory& memory) {
 
 // The power of two between the stages: |tile right| <= peak b max |right| stays below 2^15.
 DLLMC_DEVICE float find_lift(const TileArgs& p, const TileShared& s, const Team& team) {
-  const int lane = gpu::lane(), warps = gpu::num_threads() / 32;
+  const int lane = team.lane, warps = gpu::num_threads() / 32;
   float peak = 2.0f;
   if (p.q.tac_block) peak = reduce_max(lane < warps ? s.compensated_peak[lane][team.index] : 0.0f);
   const float right = reduce_max(lane < warps ? s.right_peak[lane] : 0.0f);
@@ -89,7 +89,7 @@ DLLMC_DEVICE void finish_token(const TileArgs& p, const Memory& memory, const Te
   if (p.operands) gpu::wait_copies<0>();
   team.sync();
   const float unscale = gpu::mul(shared.unscale, power_of_two(254 - biased_exponent(lift)));
-  multiply_right<kBTiles, kStrips>(p, team, memory.right, lift, tile);
+  multiply_right<kBTiles, kStrips>(p, team.again(), memory.right, lift, tile);
   team.sync();
   if (p.operands) {
     fetch_operands(p, memory.left, true);
@@ -97,37 +97,37 @@ DLLMC_DEVICE void finish_token(const TileArgs& p, const Memory& memory, const Te
     team.sync();
   }
   Sums<kATiles, kStrips> z = {};
-  multiply_left<kATiles, kStrips>(p, team, memory.left, tile, z);
-  if (p.q.state) gate<kATiles, kStrips>(p.q, m, team.warp * kStrips * 16, z);
+  multiply_left<kATiles, kStrips>(p, team.again(), memory.left, tile, z);
+  if (p.q.state) gate<kATiles, kStrips>(p.q, team.again(), m, z);
   GroupGrid row_grid = {};
   const GroupGrid* groups = nullptr;
   if (p.q.a_group) {
     unsigned char* own = memory.groups + team.index * p.group_bytes;
-    groups = find_group_grids<kATiles, kStrips>(p, own, team, m, unscale, z);
+    groups = find_group_grids<kATiles, kStrips>(p, own, team.again(), m, unscale, z);
   } else {
-    row_grid = find_row_grid<kATiles, kStrips>(p.q, shared, team, m, unscale, z);
+    row_grid = find_row_grid<kATiles, kStrips>(p.q, shared, team.again(), m, unscale, z);
   }
-  store_codes<kATiles, kStrips>(p, team, m, row_grid, groups, z);
+  store_codes<kATiles, kStrips>(p, team.again(), m, row_grid, groups, z);
 }
 
-template <int kATiles, int kBTiles, int kStrips, int kMaxThreads, int kBlocks>
+// kLoads: of a float32 row that a thread has registers for, a divisor of 2 kATiles kStrips.
+template <int kATiles, int kBTiles, int kStrips, int kMaxThreads, int kBlocks, int kLoads>
 DLLMC_KERNEL(kMaxThreads, kBlocks)
 void quantize_tile(DLLMC_PARAM TileArgs p) {
   constexpr int kValues = 8 * kATiles * kStrips;  // of a row in a thread: a b / (32 ceil(b / 16 / kStrips)) at most
   const Memory memory = find_memory(p);
   const int index = gpu::warp() / p.team_warps, warp = gpu::warp() % p.team_warps;
-  const Team team = {index, p.team_warps, warp, warp * 32 + gpu::lane()};
   unsigned char* tile = memory.tiles + index * p.token_bytes;
   set_up(p, memory);
-  for (int64_t first = static_cast<int64_t>(gpu::block_x()) * p.tokens; first < p.q.rows;
-       first += static_cast<int64_t>(gpu::grid_x()) * p.tokens) {
-    const int64_t m = first + index;
+  for (int group = gpu::block_x(); group * p.tokens < p.rows; group += gpu::grid_x()) {
+    const int m = group * p.tokens + index;
+    const Team team = {index, p.team_warps, fresh(warp), fresh(gpu::lane())};
     if (p.operands) fetch_operands(p, memory.right, false);
-    if (m < p.q.rows) {
+    if (m < p.rows) {
       if (p.q.x_type == Type::kFloat32) {
-        load_token<4, kValues / 4>(p, *memory.head, team, m, tile);
+        load_token<4, kLoads, kValues / 4 / kLoads>(p, *memory.head, team, m, tile);
       } else {
-        load_token<8, kValues / 8>(p, *memory.head, team, m, tile);
+        load_token<8, kValues / 8, 1>(p, *memory.head, team, m, tile);
       }
     }
     if (p.q.tac_block) {
@@ -135,7 +135,7 @@ void quantize_tile(DLLMC_PARAM TileArgs p) {
       compensate(p, *memory.head, memory.tiles);
       gpu::sync_block();
     }
-    if (m < p.q.rows) finish_token<kATiles, kBTiles, kStrips>(p, memory, team, m, tile);
+    if (m < p.rows) finish_token<kATiles, kBTiles, kStrips>(p, memory, team, m, tile);
   }
 }
 
@@ -166,17 +166,17 @@ struct Variant {
   int a_tiles, b_tiles, strips, max_threads, blocks;
   void (*kernel)(TileArgs);
 };
-template <int kATiles, int kBTiles, int kStrips, int kMaxThreads, int kBlocks>
+template <int kATiles, int kBTiles, int kStrips, int kMaxThreads, int kBlocks, int kLoads>
 constexpr Variant variant() {
   return {kATiles,     kBTiles, kStrips,
-          kMaxThreads, kBlocks, quantize_tile<kATiles, kBTiles, kStrips, kMaxThreads, kBlocks>};
+          kMaxThreads, kBlocks, quantize_tile<kATiles, kBTiles, kStrips, kMaxThreads, kBlocks, kLoads>};
 }
 // Of those that fit, the first is the plan's choice for many rows, the last for few.
 constexpr Variant kVariants[] = {
-    variant<1, 2, 1, 256, 2>(),                               // tests
-    variant<4, 4, 2, 512, 1>(),                               // 64 x 64, 56 x 64
-    variant<4, 4, 1, 256, 2>(), variant<6, 8, 2, 256, 2>(),   // 96 x 128
-    variant<6, 8, 1, 256, 2>(), variant<8, 10, 1, 640, 1>(),  // 128 x 148
+    variant<1, 2, 1, 256, 2, 2>(),                                   // tests
+    variant<4, 4, 2, 512, 1, 16>(),                                  // 64 x 64, 56 x 64
+    variant<4, 4, 1, 256, 2, 8>(),  variant<6, 8, 2, 256, 2, 8>(),   // 96 x 128
+    variant<6, 8, 1, 256, 2, 12>(), variant<8, 10, 1, 640, 1, 4>(),  // 128 x 148
 };
 
 struct TilePlan {
@@ -236,6 +236,7 @@ bool plan_tile(const QuantizeArgs& q, const Device& device, TilePlan& plan) {
   TileArgs& p = plan.args;
   p = {};
   p.q = q;
+  p.rows = static_cast<int32_t>(q.rows);
   p.a_tiles = ceil_div(q.left_size, 16);
   p.b_tiles = ceil_div(q.right_size, 16);
   const Variant* v = choose_variant(p.a_tiles, p.b_tiles, q.rows <= 2 * device.num_sms);

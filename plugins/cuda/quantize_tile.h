@@ -15,6 +15,7 @@ constexpr int kMaxTeams = 8, kMaxTeamWarps = 16, kMaxTileWarps = 20;
 
 struct TileArgs {
   QuantizeArgs q;
+  int32_t rows;                              // M
   int32_t tokens, team_warps;                // of a block; of a token
   int32_t a_tiles, b_tiles;                  // ceil(a / 16), ceil(b / 16)
   int32_t pitch, token_bytes;                // of a row, and of a token, in shared memory
@@ -94,55 +95,85 @@ DLLMC_DEVICE void store_halves(const TileArgs& p, unsigned char* tile, int k, co
   }
 }
 
-// A team of warps that share a token.
+// The same number, but the compiler cannot know: what follows from it is computed where it is used. Addresses that it
+// carried from token to token, or past another phase, would cost more registers than there are.
+DLLMC_DEVICE int fresh(int x) {
+#ifndef DLLMC_HOST
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// A team of warps that share a token, and this thread's place in it.
 struct Team {
-  int index, warps, warp, id;
+  int index, warps, warp, lane;
+  DLLMC_DEVICE Team again() const { return {index, warps, fresh(warp), fresh(lane)}; }
+  DLLMC_DEVICE int id() const { return warp * 32 + lane; }
   DLLMC_DEVICE int threads() const { return warps * 32; }
   DLLMC_DEVICE void sync() const { gpu::sync_some(1 + index, threads()); }
 };
 
-// Row m -> halves in [1, 2) at its peak: x * norm_weight * channel_scale times a power of two. The norm's factor goes
-// into `unscale`. With TAC the peak is that of the row or of the bias, whichever is larger.
-template <int kValues, int kVecs>
-DLLMC_DEVICE void load_token(const TileArgs& p, TileShared& s, const Team& team, int64_t m, unsigned char* tile) {
-  RowPart<kValues, kVecs> part;
-  part.load(p.q, m, team.id, team.threads());
-  RowStats mine = {0.0f, reduce_sum(part.square_sum)};
-  DLLMC_UNROLL
-  for (int v = 0; v < kVecs; ++v) {
-    DLLMC_UNROLL
-    for (int i = 0; i < kValues; ++i) mine.peak = gpu::max(mine.peak, gpu::abs(part.y[v][i]));
-  }
-  mine.peak = reduce_max(mine.peak);
+// The power of two that brings a token's values to halves, from a warp's share of the row; contains a team barrier.
+DLLMC_DEVICE float find_prescale(const TileArgs& p, TileShared& s, const Team& team, const RowStats& mine) {
   TeamShared& shared = s.teams[team.index];
-  if (gpu::lane() == 0) shared.stats[team.warp] = mine;
+  if (team.lane == 0) shared.stats[team.warp] = mine;
   team.sync();
   RowStats all = {0.0f, 0.0f};
-  if (gpu::lane() < team.warps) all = shared.stats[gpu::lane()];
+  if (team.lane < team.warps) all = shared.stats[team.lane];
   const float factor = norm_factor(p.q, reduce_sum(all.square_sum));
   float peak = reduce_max(all.peak);
   if (p.q.tac_block) {
-    const float bias = gpu::lane() < gpu::num_threads() / 32 ? s.bias_peak[gpu::lane()] : 0.0f;
+    const float bias = team.lane < gpu::num_threads() / 32 ? s.bias_peak[team.lane] : 0.0f;
     peak = gpu::max(peak, gpu::div(reduce_max(bias), factor));
   }
   const int exponent = clamp(biased_exponent(peak), 1, 253);
   const float prescale = power_of_two(254 - exponent);
-  if (team.id == 0) {
+  if (team.id() == 0) {
     shared.unscale = gpu::mul(power_of_two(exponent), factor);
     shared.bias_scale = gpu::div(prescale, factor);
   }
+  return prescale;
+}
+
+// Row m -> halves in [1, 2) at its peak: x * norm_weight * channel_scale times a power of two. The norm's factor goes
+// into `unscale`. With TAC the peak is that of the row or of the bias, whichever is larger.
+// A row is loaded in kParts parts; the last stays in registers as it was loaded, and its values are made a second time;
+// the others are read again, from L2.
+template <int kValues, int kVecs, int kParts>
+DLLMC_DEVICE void load_token(const TileArgs& p, TileShared& s, const Team& team, int64_t m, unsigned char* tile) {
+  RowLoads<kValues, kVecs> loads;
+  const auto first_of = [&team](int v) { return (v * team.threads() + team.id()) * kValues; };
+  float y[kValues];
+  RowStats mine = {0.0f, 0.0f};
   DLLMC_UNROLL
-  for (int v = 0; v < kVecs; ++v) {
-    const int k = (v * team.threads() + team.id) * kValues;
-    if (k < p.q.inner) store_halves(p, tile, k, part.y[v], prescale);
+  for (int part = 0; part < kParts; ++part) {
+    loads.load(p.q, m, part * kVecs, team.id(), team.threads());
+    DLLMC_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      loads.values(p.q, v, first_of(part * kVecs + v), y, mine.square_sum);
+      DLLMC_UNROLL
+      for (int i = 0; i < kValues; ++i) mine.peak = gpu::max(mine.peak, gpu::abs(y[i]));
+    }
+  }
+  const float prescale = find_prescale(p, s, team, {reduce_max(mine.peak), reduce_sum(mine.square_sum)});
+  DLLMC_UNROLL
+  for (int part = kParts - 1; part >= 0; --part) {
+    if (part < kParts - 1) loads.load(p.q, m, part * kVecs, team.id(), team.threads());
+    DLLMC_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const int k = first_of(part * kVecs + v);
+      if (k >= p.q.inner) break;
+      loads.values(p.q, v, k, y, mine.square_sum);
+      store_halves(p, tile, k, y, prescale);
+    }
   }
 }
 
 struct TacMatrix {
   gpu::Vec even, odd;  // rows of outputs 4 (r / 2) + r % 2 and 2 more, columns 4 t..
 };
-DLLMC_DEVICE TacMatrix load_tac(const TileArgs& p, int block) {
-  const int r = gpu::lane() / 4, t = gpu::lane() % 4;
+DLLMC_DEVICE TacMatrix load_tac(const TileArgs& p, int lane, int block) {
+  const int r = lane / 4, t = lane % 4;
   const float* matrix = p.q.tac_matrix + block * kTacBlock * kTacBlock + (4 * (r / 2) + r % 2) * kTacBlock + 4 * t;
   return {gpu::load_shared_reads(matrix), gpu::load_shared_reads(matrix + 2 * kTacBlock)};
 }
@@ -177,9 +208,9 @@ DLLMC_DEVICE int tac_exponent(const TacMatrix& matrix) {
 
 // One TAC block of all tokens in place; returns the largest magnitude this lane left. Tokens are the rows of A, of
 // which 8 are used. K is read as 4 t.. and outputs are numbered so that a lane writes the four halves that it read.
-DLLMC_DEVICE float compensate_block(const TileArgs& p, const TacMatrix& matrix, int block, float bias_scale,
+DLLMC_DEVICE float compensate_block(const TileArgs& p, const TacMatrix& matrix, int lane, int block, float bias_scale,
                                     unsigned char* tiles) {
-  const int token = gpu::lane() / 4, k = block * kTacBlock + 4 * (gpu::lane() % 4);
+  const int token = lane / 4, k = block * kTacBlock + 4 * (lane % 4);
   const int exponent = tac_exponent(matrix);
   const float scale = power_of_two(254 - exponent), grown = power_of_two(exponent);
   FourHalves* halves = reinterpret_cast<FourHalves*>(tiles + token * p.token_bytes + half_offset(p, k));
@@ -205,33 +236,35 @@ DLLMC_DEVICE float compensate_block(const TileArgs& p, const TacMatrix& matrix, 
 // of a warp under way at a time. Leaves each token's peak in compensated_peak. The block's barriers stand around it.
 DLLMC_DEVICE void compensate(const TileArgs& p, TileShared& s, unsigned char* tiles) {
   constexpr int kAhead = 4;
-  const int token = gpu::lane() / 4, warps = gpu::num_threads() / 32, blocks = p.q.inner / kTacBlock;
+  const int lane = fresh(gpu::lane()), token = lane / 4, warps = gpu::num_threads() / 32,
+            blocks = p.q.inner / kTacBlock;
   const float bias_scale = token < p.tokens ? s.teams[token].bias_scale : 0.0f;
   float peak = 0.0f;
   for (int first = gpu::warp(); first < blocks; first += kAhead * warps) {
     TacMatrix matrices[kAhead];
     DLLMC_UNROLL
     for (int i = 0; i < kAhead; ++i) {
-      if (first + i * warps < blocks) matrices[i] = load_tac(p, first + i * warps);
+      const int block = first + i * warps;
+      matrices[i] = load_tac(p, lane, block < blocks ? block : first);
     }
     DLLMC_UNROLL
     for (int i = 0; i < kAhead; ++i) {
       const int block = first + i * warps;
-      if (block < blocks) peak = gpu::max(peak, compensate_block(p, matrices[i], block, bias_scale, tiles));
+      if (block < blocks) peak = gpu::max(peak, compensate_block(p, matrices[i], lane, block, bias_scale, tiles));
     }
   }
   peak = gpu::max(peak, gpu::shuffle_xor(peak, 1));
   peak = gpu::max(peak, gpu::shuffle_xor(peak, 2));
-  if (token < kMaxTeams && gpu::lane() % 4 == 0) s.compensated_peak[gpu::warp()][token] = peak;
+  if (token < kMaxTeams && lane % 4 == 0) s.compensated_peak[gpu::warp()][token] = peak;
 }
 
 // Tile <- tile right * lift, in place: a warp reads its strips of 16 rows into registers before it writes them.
 template <int kBTiles, int kStrips>
 DLLMC_DEVICE void multiply_right(const TileArgs& p, const Team& team, const gpu::Vec* right, float lift,
                                  unsigned char* tile) {
-  const int lane = gpu::lane(), r = lane / 4, t = lane % 4;
+  const int lane = team.lane, r = lane / 4, t = lane % 4;
   for (int strip = team.warp * kStrips; strip < p.a_tiles; strip += team.warps * kStrips) {
-    uint32_t a[kStrips][kBTiles][4];
+    uint32_t a[kStrips][kBTiles][4] = {};
     DLLMC_UNROLL
     for (int s = 0; s < kStrips; ++s) {
       DLLMC_UNROLL
@@ -275,7 +308,7 @@ DLLMC_DEVICE void multiply_right(const TileArgs& p, const Team& team, const gpu:
 template <int kATiles, int kStrips>
 DLLMC_DEVICE void multiply_left(const TileArgs& p, const Team& team, const gpu::Vec* left, const unsigned char* tile,
                                 float (&z)[kATiles][2 * kStrips][4]) {
-  const int lane = gpu::lane();
+  const int lane = team.lane;
   for (int k = 0; k < p.a_tiles; ++k) {
     uint32_t b[kStrips][4] = {};
     DLLMC_UNROLL

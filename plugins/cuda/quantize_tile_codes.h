@@ -19,21 +19,22 @@ using Sums = float[kATiles][2 * kStrips][4];
 struct Place {  // of z[i][j][d] in the token's tile
   int row, column;
 };
-DLLMC_DEVICE Place place_of(int first_column, int i, int j, int d) {
-  const int r = gpu::lane() / 4, t = gpu::lane() % 4;
+DLLMC_DEVICE Place place_of(int lane, int first_column, int i, int j, int d) {
+  const int r = lane / 4, t = lane % 4;
   return {i * 16 + r + d / 2 * 8, first_column + j * 8 + 2 * t + d % 2};
 }
 
 template <int kATiles, int kStrips>
-DLLMC_DEVICE void gate(const QuantizeArgs& p, int64_t m, int first_column, Sums<kATiles, kStrips>& z) {
+DLLMC_DEVICE void gate(const QuantizeArgs& p, const Team& team, int64_t m, Sums<kATiles, kStrips>& z) {
   const Span dropped = dropped_slice(p, m);
+  const int first_column = team.warp * kStrips * 16;
   DLLMC_UNROLL
   for (int i = 0; i < kATiles; ++i) {
     DLLMC_UNROLL
     for (int j = 0; j < 2 * kStrips; ++j) {
       DLLMC_UNROLL
       for (int d = 0; d < 4; ++d) {
-        const Place at = place_of(first_column, i, j, d);
+        const Place at = place_of(team.lane, first_column, i, j, d);
         if (dropped.holds(p.gate_axis == 0 ? at.row : at.column)) z[i][j][d] = 0.0f;
       }
     }
@@ -55,11 +56,11 @@ DLLMC_DEVICE GroupGrid find_row_grid(const QuantizeArgs& p, TeamShared& s, const
   DLLMC_UNROLL
   for (int i = 0; i < kATiles * 2 * kStrips * 4; ++i) e.include(z[i / 4 / (2 * kStrips)][i / 4 % (2 * kStrips)][i % 4]);
   e = reduce(e);
-  if (gpu::lane() == 0) s.extremes[team.warp] = e;
+  if (team.lane == 0) s.extremes[team.warp] = e;
   team.sync();
   Extremes all;
-  if (gpu::lane() < team.warps) all = s.extremes[gpu::lane()];
-  return make_group(p, reduce(all), unscale, m, 0, team.id == 0);
+  if (team.lane < team.warps) all = s.extremes[team.lane];
+  return make_group(p, reduce(all), unscale, m, 0, team.id() == 0);
 }
 
 // Grids of all groups, from the extremes of 16 columns of a row at a time; contains two team barriers.
@@ -79,13 +80,13 @@ DLLMC_DEVICE const GroupGrid* find_group_grids(const TileArgs& p, unsigned char*
         e.include(z[i][2 * s + j][d + 1]);
       }
       e = reduce(e, 4);
-      const int row = place_of(0, i, 0, d).row, strip = team.warp * kStrips + s;
-      if (gpu::lane() % 4 == 0 && row < p.q.left_size && strip < p.b_tiles) parts[row * p.b_tiles + strip] = e;
+      const int row = place_of(team.lane, 0, i, 0, d).row, strip = team.warp * kStrips + s;
+      if (team.lane % 4 == 0 && row < p.q.left_size && strip < p.b_tiles) parts[row * p.b_tiles + strip] = e;
     }
   }
   team.sync();
   const int group_parts = p.q.a_group / 16;
-  for (int g = team.id; g < num_groups(p.q); g += team.threads()) {
+  for (int g = team.id(); g < num_groups(p.q); g += team.threads()) {
     Extremes e;
     for (int i = 0; i < group_parts; ++i) e.include(parts[g * group_parts + i]);
     grids[g] = make_group(p.q, e, unscale, m, g, true);
@@ -95,8 +96,7 @@ DLLMC_DEVICE const GroupGrid* find_group_grids(const TileArgs& p, unsigned char*
 }
 
 // Bytes 0..3 of a quad's lanes are of its 8-column tiles 0..3; lane t gets those of tile t in the order of columns.
-DLLMC_DEVICE uint32_t swap_in_quad(uint32_t word) {
-  const int t = gpu::lane() % 4;
+DLLMC_DEVICE uint32_t swap_in_quad(int t, uint32_t word) {
   const uint32_t next = gpu::shuffle_xor(word, 1);
   word = gpu::permute_bytes(word, next, t % 2 == 0 ? 0x6240 : 0x3715);
   const uint32_t far = gpu::shuffle_xor(word, 2);
@@ -105,11 +105,11 @@ DLLMC_DEVICE uint32_t swap_in_quad(uint32_t word) {
 
 // Bytes of 2 kStrips tiles of 8 columns, from `column` on, of one row.
 template <int kStrips>
-DLLMC_DEVICE void store_bytes(const QuantizeArgs& p, int8_t* codes, int row, int column, uint32_t word) {
-  const int t = gpu::lane() % 4, b = p.right_size;
+DLLMC_DEVICE void store_bytes(const QuantizeArgs& p, int t, int8_t* codes, int row, int column, uint32_t word) {
+  const int b = p.right_size;
   const bool inside = row < p.left_size;
   if (kStrips == 2 && b % 8 == 0) {
-    word = swap_in_quad(word);
+    word = swap_in_quad(t, word);
     const int first = column + 8 * t;
     if (inside && first < b) *reinterpret_cast<uint32_t*>(codes + (row * b + first) / 2) = word;
     return;
@@ -133,7 +133,7 @@ DLLMC_DEVICE void store_codes(const TileArgs& p, const Team& team, int64_t m, co
     if (i >= p.a_tiles) break;
     DLLMC_UNROLL
     for (int d = 0; d < 4; d += 2) {
-      const int row = place_of(0, i, 0, d).row;
+      const int row = place_of(team.lane, 0, i, 0, d).row;
       uint32_t word = 0;
       DLLMC_UNROLL
       for (int j = 0; j < 2 * kStrips; ++j) {
@@ -144,7 +144,7 @@ DLLMC_DEVICE void store_codes(const TileArgs& p, const Team& team, int64_t m, co
         const int high = near_code(g.grid, gpu::mul(z[i][j][d + 1], g.steps));
         word |= static_cast<uint32_t>((low & 15) | (high & 15) << 4) << 8 * j;
       }
-      store_bytes<kStrips>(p.q, codes, row, first_column, word);
+      store_bytes<kStrips>(p.q, team.lane % 4, codes, row, first_column, word);
     }
   }
 }

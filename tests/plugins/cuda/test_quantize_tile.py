@@ -1,0 +1,244 @@
+"""Kronecker transform and TAC: halves on tensor cores, float32 on CUDA cores, and the naive twin.
+
+Tile path. A rounding to a half errs by at most u = 2^-11 of the number. What is rounded: the row x (exact if it is
+float16 and nothing multiplies it), right R, the tile Y = X R between the stages, left L; with TAC its result. An error
+e enters z = L^T X R by a known factor: x by L R, R by L^T X, Y by L, L by Y. The errors are taken as independent with
+mean 0, so by Hoeffding z is off by more than t = 7 sqrt(sum (factor u |number|)^2) with probability 2 exp(-49 / 2) =
+5e-11. Sums in float32 add 2^-19 of the sum of magnitudes (at most 26 additions of 16 products, each to 2^-23).
+A code can differ only where x / s is within t / s (and the scale's own error) of a half: `assert_near`.
+
+Exact path. Every float32 operation of a sum errs by 2^-24 of the sum of magnitudes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from plugins.quantize import prepare
+from tests.plugins.cuda.quantize_cases import assert_near, hard_rows, unpacked
+
+HALF = 2.0**-11
+
+
+@dataclass
+class Case:
+    """Inputs of a transform of a x b channels; `options` are quantize's, `before` what stands before the transform."""
+
+    a: int
+    b: int
+    x: Tensor
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def reference(self, **without: None) -> Tensor:
+        gate = {key: value for key, value in self.options.items() if key.startswith("gate")}
+        return prepare(self.x, **{**self.tensors, **gate, **without})
+
+    def grid(self) -> dict[str, Any]:
+        return {key: value for key, value in self.options.items() if not key.startswith("gate")}
+
+
+def random_of(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(number * 1009**i for i, number in enumerate(key)) % 2**31)
+
+
+def orthogonal(size: int, random: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=random))[0].float().contiguous()
+
+
+def make_case(a: int, b: int, x: Tensor, norm: bool = False, tac: bool = False, **options: Any) -> Case:
+    """Orthogonal factors; TAC near the identity; states at random where `gate_size` is given."""
+    random, inner = random_of(a, b, len(x)), a * b
+    tensors = {"left": orthogonal(a, random), "right": orthogonal(b, random)}
+    if norm:
+        tensors["norm_weight"] = torch.rand(inner, generator=random) + 0.5
+        tensors["channel_scale"] = torch.rand(inner, generator=random) + 0.5
+    if tac:
+        tensors["tac_matrix"] = torch.eye(16) + torch.randn(inner // 16, 16, 16, generator=random) * 0.1
+        tensors["tac_bias"] = torch.randn(inner, generator=random) * 0.1
+    if options.get("gate_size"):
+        tensors["state"] = torch.randint(0, 2, (len(x),), dtype=torch.int32, generator=random)
+    return Case(a, b, x, tensors, options)
+
+
+def rounding_of_halves(case: Case) -> Tensor:
+    """t of the head of this file, like the transform's result."""
+    before = case.reference(left=None, right=None, state=None).double()
+    row = case.reference(left=None, right=None, state=None, tac_matrix=None, tac_bias=None).double()
+    is_exact = case.x.dtype == torch.float16 and "norm_weight" not in case.tensors
+    variance = torch.zeros_like(row) if is_exact else row.square()
+    if "tac_matrix" in case.tensors:
+        squares = torch.unflatten(variance, -1, (-1, 16)).unsqueeze(-1)
+        matrix = case.tensors["tac_matrix"].double()
+        variance = (matrix.square() @ squares).squeeze(-1).flatten(-2) + before.square()
+    left, right = case.tensors["left"].double(), case.tensors["right"].double()
+    x, variance = (torch.unflatten(tensor, -1, (case.a, case.b)) for tensor in (before, variance))
+    by_row = left.square().T @ variance @ right.square()
+    by_right = (left.T @ x).square() @ right.square()
+    by_tile_and_left = 2 * left.square().T @ (x @ right).square()
+    magnitude = left.abs().T @ x.abs() @ right.abs()
+    error = 7 * HALF * (by_row + by_right + by_tile_and_left).sqrt() + 2.0**-19 * magnitude
+    return error.flatten(-2)
+
+
+def rounding_of_floats(case: Case) -> Tensor:
+    """The exact path's bound: a norm's operations (32), TAC's and both products' of the sum of magnitudes."""
+    before = case.reference(left=None, right=None, state=None).double().abs()
+    row = case.reference(left=None, right=None, state=None, tac_matrix=None, tac_bias=None).double().abs()
+    terms = 32
+    if "tac_matrix" in case.tensors:
+        blocks = torch.unflatten(row, -1, (-1, case.tensors["tac_matrix"].shape[-1])).unsqueeze(-1)
+        before = (case.tensors["tac_matrix"].double().abs() @ blocks).squeeze(-1).flatten(-2)
+        before = before + case.tensors["tac_bias"].double().abs()
+        terms += case.tensors["tac_matrix"].shape[-1] + 1
+    if "left" not in case.tensors:
+        return before * terms * 2.0**-24
+    left, right = case.tensors["left"].double().abs(), case.tensors["right"].double().abs()
+    magnitude = left.T @ torch.unflatten(before, -1, (case.a, case.b)) @ right
+    return (magnitude * (terms + case.a + case.b) * 2.0**-24).flatten(-2)
+
+
+def share_of(case: Case, library: Any, path: str = "tile") -> float:
+    """Share of codes that differ, after all bounds held."""
+    found = library.quantize(case.x, **case.tensors, **case.options, path=path)
+    error = rounding_of_halves(case) if path == "tile" else rounding_of_floats(case)
+    return assert_near(found, case.reference(), error, case.grid())
+
+
+SIZES = [(8, 16), (12, 16), (16, 24), (4, 32)]
+OPTIONS = [
+    {},
+    {"norm": True, "symmetric": False},
+    {"gate_size": 1, "gate_axis": 0, "bits": 3},
+    {"gate_size": 2, "gate_axis": 1, "symmetric": False, "clip_lo": 0.8, "clip_hi": 0.9},
+    {"tac": True, "norm": True, "gate_size": 2, "gate_axis": 0},
+    {"tac": True, "bits": 2, "clip_hi": 0.7},
+]
+
+
+@pytest.mark.parametrize("path", ["tile", "exact", "naive"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("a", "b"), SIZES)
+def test_small_tiles(a: int, b: int, options: dict[str, Any], path: str, kernels: Any) -> None:
+    for rows in (1, 7, 33):
+        x = torch.randn(rows, a * b, generator=random_of(rows)) * 3
+        for dtype in (torch.float32, torch.float16):
+            share_of(make_case(a, b, x.to(dtype), **options), kernels(), path)
+
+
+@pytest.mark.parametrize("path", ["tile", "exact"])
+@pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"norm": True, "tac": True}], ids=str)
+def test_odd_rows(options: dict[str, Any], path: str, kernels: Any) -> None:
+    """Outliers, zeros, one sign, ties, tiny and huge rows (whose squares a norm's float32 must hold)."""
+    x = hard_rows(512, seed=3)
+    huge = x[:2] * (1e15 if options.get("norm") else 1e30)
+    share_of(make_case(16, 32, torch.cat([x, huge, x[:2] * 1e-30]), **options), kernels(), path)
+
+
+def test_a_row_of_zeros_has_zero_codes(kernels: Any) -> None:
+    case = make_case(8, 16, torch.zeros(3, 128), gate_size=1)
+    codes, scale, _ = kernels().quantize(case.x, **case.tensors, **case.options, path="tile")
+    assert not codes.any() and (scale == 1).all()
+
+
+@pytest.mark.parametrize("path", ["tile", "exact", "naive"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("a", "b", "a_group"), [(8, 16, 128), (16, 48, 384), (32, 32, 256), (32, 64, 128)])
+def test_groups(a: int, b: int, a_group: int, symmetric: bool, path: str, kernels: Any) -> None:
+    x = torch.randn(9, a * b, generator=random_of(a_group))
+    share_of(make_case(a, b, x, a_group=a_group, symmetric=symmetric, gate_size=1), kernels(), path)
+
+
+@pytest.mark.parametrize("num_sms", [1, 3, 5, 40])
+@pytest.mark.parametrize("tac", [True, False])
+def test_blocks_of_any_number_of_tokens(num_sms: int, tac: bool, kernels: Any) -> None:
+    """37 rows as 1 to 8 tokens a block, blocks that walk through several, and a last one that is not full."""
+    x = torch.randn(37, 512, generator=random_of(num_sms))
+    share_of(make_case(16, 32, x, tac=tac), kernels(num_sms=num_sms))
+    x = torch.randn(37, 1024, generator=random_of(num_sms))
+    share_of(make_case(32, 32, x, tac=tac), kernels(num_sms=num_sms))
+
+
+REAL = [(64, 64), (56, 64), (96, 128), (128, 148)]
+
+
+@pytest.mark.parametrize("arch", [86, 87, 90])
+@pytest.mark.parametrize(("a", "b"), REAL)
+def test_rows_of_real_models(a: int, b: int, arch: int, kernels: Any) -> None:
+    """One and two strips a warp; on 86 the factors of 128 x 148 take turns."""
+    axis, size = (0, a * b // 32 // b) if b == 64 else (1, a * b // 32 // a)
+    for num_sms in (4, 1):
+        x = torch.randn(3, a * b, generator=random_of(a, num_sms)).half()
+        case = make_case(a, b, x, gate_axis=axis, gate_size=size)
+        assert share_of(case, kernels(arch, num_sms)) <= 1.5e-3
+
+
+@pytest.mark.parametrize(("a", "b"), REAL)
+def test_8_bits_of_real_models(a: int, b: int, kernels: Any) -> None:
+    x = torch.randn(2, a * b, generator=random_of(a))
+    assert share_of(make_case(a, b, x, norm=True, bits=8), kernels(), "auto") <= 1e-3
+
+
+def sylvester(size: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    return matrix / size**0.5
+
+
+def outlier_rows(rows: int, inner: int, share: float, size: float) -> Tensor:
+    """Channels with outliers in every row, as they come out of a transformer."""
+    random = random_of(inner, rows, int(size))
+    x = torch.randn(rows, inner, generator=random)
+    return torch.where(torch.rand(inner, generator=random) < share, x * size, x)
+
+
+@pytest.mark.parametrize("factors", ["orthogonal", "hadamard"])
+@pytest.mark.parametrize(("share", "size"), [(0.0, 1.0), (0.01, 30.0), (0.001, 300.0)])
+@pytest.mark.parametrize("options", [{"norm": True}, {"tac": True}], ids=str)
+def test_at_most_one_code_in_a_thousand_differs(
+    options: dict[str, Any], share: float, size: float, factors: str, kernels: Any
+) -> None:
+    case = make_case(64, 64, outlier_rows(37, 4096, share, size), **options)
+    if factors == "hadamard":
+        case.tensors |= {"left": sylvester(64), "right": sylvester(64)}
+    found = share_of(case, kernels())
+    assert found <= 1e-3, f"{found:.2e}"
+
+
+@pytest.mark.parametrize("g", [5, 16, 32])
+def test_tac_alone_runs_in_float32(g: int, kernels: Any) -> None:
+    inner = 960
+    random = random_of(g)
+    tensors = {
+        "tac_matrix": torch.eye(g) + torch.randn(inner // g, g, g, generator=random) * 0.1,
+        "tac_bias": torch.randn(inner, generator=random),
+    }
+    for bits in (4, 8):
+        case = Case(0, 0, torch.randn(5, inner, generator=random), tensors, {"bits": bits})
+        for path in ("auto", "exact", "naive"):
+            share_of(case, kernels(), path)
+
+
+def test_codes_of_the_other_state_are_zero(kernels: Any) -> None:
+    for axis in (0, 1):
+        case = make_case(16, 24, torch.randn(5, 384, generator=random_of(axis)), gate_axis=axis, gate_size=3)
+        codes = unpacked(kernels().quantize(case.x, **case.tensors, **case.options)[0], 4).reshape(5, 16, 24)
+        for tile, state in zip(codes if axis == 0 else codes.transpose(1, 2), case.tensors["state"], strict=True):
+            kept, dropped = (tile[-6:-3], tile[-3:]) if state == 1 else (tile[-3:], tile[-6:-3])
+            assert kept.any() and not dropped.any()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options"),
+    [(64, 10, {}), (256, 4, {}), (8, 16, {"bits": 5}), (32, 20, {"a_group": 128}), (160, 16, {})],
+    ids=str,
+)
+def test_what_the_tile_cannot_take_goes_elsewhere(a: int, b: int, options: dict[str, Any], kernels: Any) -> None:
+    case = make_case(a, b, torch.randn(2, a * b, generator=random_of(a)), **options)
+    with pytest.raises(ValueError, match="path: got tile, which cannot take these arguments"):
+        share_of(case, kernels())
+    share_of(case, kernels(), "auto")
