@@ -95,9 +95,7 @@ class Node {
     }
     args = args_;
     Op::sizes(args, sizes);
-    Args some_rows = args;
-    if (sizes.rows == 0) some_rows.rows = 1;  // an empty tensor has nothing to compute, but must fit all the same
-    if (const char* why = dllmc::check(some_rows)) return why;
+    if (const char* why = dllmc::check(args)) return why;
     for (const Axis& axis : Op::axes(args)) {
       const int64_t base = axis.base == '1' ? 1 : sizes.letter[static_cast<size_t>(axis.base)];
       sizes.letter[static_cast<size_t>(axis.name)] = axis.denominator ? base * axis.numerator / axis.denominator : 0;

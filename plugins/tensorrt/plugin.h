@@ -140,7 +140,6 @@ class Plugin final : public nvinfer1::IPluginV3,
                   void* workspace, cudaStream_t stream) noexcept override {
     Args args;
     if (const char* why = read_tensors(in, out, args)) return refuse(why);
-    if (args.rows == 0) return 0;
     if (device_.arch == 0) {
       if (const char* why = supported_device(device_)) return refuse(why);
     }
