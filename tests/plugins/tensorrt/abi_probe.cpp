@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "abi.h"
+#include "../../../plugins/tensorrt/abi.h"
 
 namespace {
 

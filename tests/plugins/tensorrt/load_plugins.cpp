@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "abi.h"
+#include "../../../plugins/tensorrt/abi.h"
 
 namespace {
 

@@ -107,7 +107,9 @@ def test_a_list_of_too_few_or_too_many_attributes_is_refused(harness: Harness, s
     assert refused(harness, resized(state, b"")) == "has_zero: got no such field, expected an integer\n"
     assert refused(harness, resized(state, entries + entries[:NUMBER_BYTES])).startswith("has_zero: got it twice")
     for count in (17, 18, 100, 1000):
-        assert f"got {count} attributes, expected at most 16" in refused(harness, resized(state, entries[:NUMBER_BYTES] * count))
+        assert f"got {count} attributes, expected at most 16" in refused(
+            harness, resized(state, entries[:NUMBER_BYTES] * count)
+        )
 
 
 @pytest.mark.parametrize("count", [0, 8, 17, 2**27, 2**31, 2**32 - 1])
