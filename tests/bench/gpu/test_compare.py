@@ -12,6 +12,7 @@ from bench.gpu.correctness import check
 from bench.gpu.kernels import References
 from bench.gpu.operands import Draws
 from bench.gpu.shapes import LLADA, TINY_DREAM
+from plugins.int4 import pack_int4, unpack_int4
 
 CASES = all_cases()
 LINEAR = next(c for c in CASES if c.op == "linear" and c.name.startswith("w4a4 bias"))
@@ -83,16 +84,35 @@ def test_a_change_is_seen(case: Case, change: Callable[[list[Tensor]], None]) ->
     assert check(case, _Changed(case.op, change), Draws(cpu, 3)).get("wrong")
 
 
-def test_a_code_beside_a_half_may_differ() -> None:
+def _beside_halves(*values: float) -> tuple[Tensor, dict[str, object], list[Tensor]]:
+    """A row whose steps are these values behind a 7, the arguments that leave it as it is, and the reference."""
     x = torch.zeros(1, 128)
-    x[0, 0], x[0, 1], x[0, 2] = 7.0, 2.5, 3.2
+    x[0, : len(values) + 1] = torch.tensor([7.0, *values])
     named = {"norm_weight": torch.full((128,), float(x.square().mean().sqrt())), "eps": 1e-12}
-    expected = list(References().quantize(x, **named))
-    near, far = ([tensor.clone() for tensor in expected] for _ in range(2))
-    near[0][0, 0] += 16 if (expected[0][0, 0] >> 4) == 2 else -16
-    far[0][0, 1] += 1
-    assert compare_call("quantize", near, expected, (x,), named) is None
-    assert "away from a half" in str(compare_call("quantize", far, expected, (x,), named))
+    return x, named, list(References().quantize(x, **named))
+
+
+def _moved(expected: list[Tensor], column: int, steps: int) -> list[Tensor]:
+    """The outputs with one code moved."""
+    codes = unpack_int4(expected[0].view(torch.uint8))
+    codes[0, column] += steps
+    return [pack_int4(codes).view(torch.int8), *expected[1:]]
+
+
+def test_a_code_beside_a_half_may_differ_by_one() -> None:
+    x, named, expected = _beside_halves(2.5, 3.2)
+    down = -1 if int(unpack_int4(expected[0].view(torch.uint8))[0, 1]) == 3 else 1
+    assert compare_call("quantize", _moved(expected, 1, down), expected, (x,), named) is None
+    assert compare_call("quantize", _moved(expected, 1, 2 * down), expected, (x,), named)
+    assert "away from a half" in str(compare_call("quantize", _moved(expected, 2, 1), expected, (x,), named))
+
+
+def test_many_codes_may_not_differ() -> None:
+    x, named, expected = _beside_halves(*[2.5] * 8)
+    found = expected
+    for column in range(1, 9):
+        found = _moved(found, column, -1 if int(unpack_int4(found[0].view(torch.uint8))[0, column]) == 3 else 1)
+    assert "8 of 128 codes differ" in str(compare_call("quantize", found, expected, (x,), named))
 
 
 def test_shapes_and_types_count() -> None:

@@ -1,6 +1,7 @@
 """The measured models: the pass on the kernels is the pass on the references, the baseline is the plain formula."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from bench.gpu.passes import PassCase, pass_cases, prepare_pass, whole_pass
 from bench.gpu.quantized import METHODS, QuantizedModel
 from bench.gpu.shapes import TINY_DREAM, TINY_LLADA, ModelShape
 from pipeline.models.transformer import rotary_angles, rotate
+from plugins.int4 import unpack_int4
+from plugins.layout import from_layout
+from plugins.quantize import quantize
 
 CPU = torch.device("cpu")
 SHAPES = pytest.mark.parametrize("shape", [TINY_LLADA, TINY_DREAM], ids=lambda shape: shape.name)
@@ -100,6 +104,54 @@ def test_the_baseline_is_a_transformer(shape: ModelShape, simulated: Machine) ->
     torch.testing.assert_close(found.neg_entropy, (chance * chance.log()).nansum(dim=-1), rtol=0.05, atol=0)
     # bf16 rounds a dozen sums on the way, so the best token is one of the best of the textbook's.
     assert bool((logits.gather(1, found.ids[:, None])[:, 0] >= logits.amax(dim=-1) - 0.1).all())
+
+
+def plain_linear(block: dict[str, Any], name: str, x: Tensor, state: Tensor) -> Tensor:
+    """One linear by the references, on weights and activations that are unpacked first."""
+    site, linear = block["sites"][name], block["linears"][name]
+    codes, scale, _ = quantize(x, **site, **({"state": state} if "left" in site else {}))
+    weight = from_layout(unpack_int4(linear["weight"].view(torch.uint8)), 1, 2)
+    y = scale * (linear["w_scale"][:, 0] * (codes.double() @ weight.double().t()).float())
+    return y + linear.get("bias", 0.0)
+
+
+def plain_quantized(model: QuantizedModel, ids: Tensor) -> Tensor:
+    """The residual stream behind the last block, as a textbook writes it."""
+    shape, x = model.shape, model.weights["embed"][ids].float()
+    C, state = shape.head_dim, (ids == shape.mask_id).int()
+    cos, sin = rotary_angles(torch.arange(len(ids))[None], 1.0 / shape.rope_theta ** (torch.arange(0, C, 2) / C))
+    for block in model.weights["blocks"]:
+        qkv = plain_linear(block, "qkv", x, state).half()
+        heads = [part[None, None] for part in qkv.split(C, dim=-1)]
+        group, z = shape.heads // shape.kv_heads, []
+        for number, q in enumerate(heads[: shape.heads]):
+            key, value = (heads[shape.heads + extra + number // group] for extra in (0, shape.kv_heads))
+            z.append(F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(key, cos, sin), value)[0, 0])
+        x = x + plain_linear(block, "o", torch.cat(z, dim=-1), state)
+        gate, up = plain_linear(block, "gate_up", x, state).unflatten(-1, (-1, 2)).unbind(-1)
+        x = x + plain_linear(block, "down", (F.silu(gate) * up).half(), state)
+    return x
+
+
+@pytest.mark.parametrize("method", METHODS)
+@SHAPES
+def test_the_quantised_model_is_a_transformer(shape: ModelShape, method: str, simulated: Machine) -> None:
+    model = QuantizedModel(shape, simulated, References(), Draws(CPU, 5), method)
+    inputs = prepare_pass(model, pass_cases(tiny=True)[0], Draws(CPU, 6))
+    state = (inputs.ids == shape.mask_id).int()
+    found = model.blocks(model.embed(inputs.ids), inputs.positions, state)
+    expected = plain_quantized(model, inputs.ids)
+    # A rounding of a half can move a code, and that moves a few values by a step of a row; a wrong formula moves all.
+    apart = (found - expected).abs() / expected.abs().mean()
+    assert float((apart > 1e-2).float().mean()) < 0.2
+    assert float(apart.mean()) < 0.02
+    record = whole_pass(model, inputs)
+    codes, scale, _ = quantize(found[inputs.head_rows], model.weights["norm"], bits=8, eps=shape.norm_eps)
+    head = from_layout(model.weights["head"], 1)
+    logits = scale * model.weights["head_scale"][:, 0] * (codes.double() @ head.double().t()).float()
+    chance = (logits + model.logit_bias).softmax(dim=-1)
+    assert torch.equal(record.ids, chance.argmax(dim=-1))
+    torch.testing.assert_close(1 / (1 + record.tail), chance.amax(dim=-1))
 
 
 @pytest.mark.parametrize("kind", ["bf16", *METHODS])
