@@ -176,6 +176,14 @@ struct Warp {
       tokens[j % 2][i] = *reinterpret_cast<const gpu::Vec*>(from);
     }
   }
+  // The bits of a fragment's integer sums, of its totals with groups.
+  DLLMC_DEVICE void copy_result(uint32_t (&bits)[4], int i, int j) const {
+    if constexpr (Tile::kGrouped) {
+      std::memcpy(bits, total[i][j], sizeof(bits));
+    } else {
+      std::memcpy(bits, sum[i][j], sizeof(bits));
+    }
+  }
   // The tile's operands, after which `weight` may be loaded anew.
   DLLMC_DEVICE void take_weights(typename Format::Weight (&operands)[Tile::kRows][2]) const {
     DLLMC_UNROLL

@@ -94,6 +94,7 @@ const char* check(const LinearArgs& p) {
 // bytes, more by products: of Hopper's own kind where it has them, else of a warp's.
 const char* plan_linear(const LinearArgs& p, const Device& device, Path wanted, LinearPlan& plan) {
   if (device.arch < 80) return reason("arch: got %d, expected 80 or newer", device.arch);
+  if (device.num_sms < 1) return reason("num_sms: got %d, expected at least 1", device.num_sms);
   const bool fast = p.layout == 1, few = p.rows <= kMaxSmallRows, hopper = device.arch == 90;
   Path path = wanted;
   if (wanted == Path::kAuto) {

@@ -56,7 +56,8 @@ template <class Tile>
 struct Groups {
   using Table = GroupTable<Tile>;
   Table* tables;
-  int num_groups, group = 0, tiles, tiles_left;  // of the group
+  int num_groups, group = 0;
+  int tiles, tiles_left;  // of a group, of this one
   float w_scale = 0, scale = 0;
   int32_t w_sum = 0, zero = 0;
 
@@ -277,8 +278,7 @@ DLLMC_DEVICE void store(const LinearArgs& p, const Corner& corner, unsigned char
       DLLMC_UNROLL
       for (int i = 0; i < Tile::kRows; ++i) {
         uint32_t bits[4];
-        std::memcpy(bits, Tile::kGrouped ? static_cast<const void*>(warp.total[i][begin + j])
-                                         : static_cast<const void*>(warp.sum[i][begin + j]), 16);
+        warp.copy_result(bits, i, begin + j);
         DLLMC_UNROLL
         for (int e = 0; e < 4; ++e) staging.sums[j * 8 + 2 * t + e % 2][i * kTileOutputs + 2 * r + e / 2] = bits[e];
       }

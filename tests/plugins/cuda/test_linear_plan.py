@@ -131,6 +131,9 @@ def test_run_checks(host_library: Path, kernels: Callable[..., CudaLibrary]) -> 
     old = CudaLibrary(host_library, Device(75, 40, 65536))
     assert run_reason(old) == "arch: got 75, expected 80 or newer"
     assert plan(old, "naive") == "arch: got 75, expected 80 or newer"
+    assert plan(CudaLibrary(host_library, Device(80, 0, 65536))) == "num_sms: got 0, expected at least 1"
+    small = CudaLibrary(host_library, Device(80, 4, 16384))
+    assert plan(small, "large", rows=4096) == "shared_bytes: got 16384, expected at least 24576"
 
 
 @pytest.mark.parametrize(
