@@ -278,6 +278,17 @@ std::string hex(const PluginField& field) {
   return text;
 }
 
+// Whether each output is refused when it has one value too many.
+bool refuses_other_outputs(IPluginV3OneRuntime& stage, const Tensors& tensors) {
+  for (int32_t i = 0; i < tensors.num_out; ++i) {
+    auto changed = tensors.exact;
+    ++changed[static_cast<size_t>(tensors.num_in + i)].dims.d[0];
+    const PluginTensorDesc* out = changed.data() + tensors.num_in;
+    if (stage.onShapeChange(changed.data(), tensors.num_in, out, tensors.num_out) == 0) return false;
+  }
+  return true;
+}
+
 void run(const Plugin& plugin, const std::vector<Input>& inputs, const Tensors& tensors, size_t workspace_bytes,
          const std::string& folder) {
   std::vector<std::unique_ptr<Memory>> memories;
@@ -302,6 +313,7 @@ void run(const Plugin& plugin, const std::vector<Input>& inputs, const Tensors& 
   require(stage.setTactic(0) == 0, "setTactic");
   require(stage.onShapeChange(tensors.exact.data(), tensors.num_in, tensors.out(), tensors.num_out) == 0,
           "onShapeChange");
+  require(refuses_other_outputs(stage, tensors), "onShapeChange with another output");
   require(stage.enqueue(tensors.exact.data(), tensors.out(), in.data(), out.data(), workspace.data(), nullptr) == 0,
           "enqueue");
   workspace.read();

@@ -175,9 +175,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   // Sizes and types of the tensors of a run. Null, or why they are not this node's.
   const char* read_tensors(const TensorDesc* in, const TensorDesc* out, Args& args) const {
     Sizes sizes;
-    if (const char* why = node_.resolve([in](int32_t i) -> const Dims& { return in[i].dims; }, args, sizes)) return why;
-    if (const char* why = node_.check_outputs([out](int32_t i) -> const Dims& { return out[i].dims; }, sizes))
-      return why;
+    const auto input = [in](int32_t i) -> const Dims& { return in[i].dims; };
+    const auto output = [out](int32_t i) -> const Dims& { return out[i].dims; };
+    if (const char* why = node_.resolve(input, args, sizes)) return why;
+    if (const char* why = node_.check_outputs(output, sizes)) return why;
     return node_.check_types([in](int32_t i) { return in[i].type; }, [out](int32_t i) { return out[i].type; });
   }
 

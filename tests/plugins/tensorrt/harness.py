@@ -75,6 +75,7 @@ class Harness:
 
     def ask(self, *words: object) -> Any:
         """The answer to a request. Fails when the process ended over it."""
+        _ = self.reasons  # of what was asked before
         request = " ".join(map(str, words))
         with suppress(BrokenPipeError):
             self._requests.write(request + "\n")
