@@ -1,11 +1,14 @@
 """Every promised line is judged from the rows alone, and a line that may not be quoted says why."""
 
+import json
+import re
 from typing import Any
 
 import pytest
 
 from bench.gpu.shapes import DREAM, LLADA, MODELS, ROWS
 from bench.gpu.verdicts import Verdict, baseline_shares, verdicts
+from bench.record import RESULTS
 
 BANDWIDTH, PEAK = 4.0e12, 800e12
 
@@ -162,3 +165,16 @@ def test_nan_fails() -> None:
     sections["loops"]["LLaDA-8B star"]["canvas 512 cached"]["ratio"] = float("nan")
     line = "LLaDA-8B star complete loop, canvas 512, cached, against the bf16 model"
     assert by_line(sections)[line].outcome == "fail"
+
+
+def test_the_page_of_results_says_what_waits() -> None:
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    written = RESULTS / "gpu.json"
+    judged = (
+        json.loads(written.read_text(encoding="utf-8"))["verdicts"] if written.exists() else [{"outcome": "waiting"}]
+    )
+    assert ("Waiting for a GPU" in page) == any(verdict["outcome"] == "waiting" for verdict in judged)
+    bars = {verdict.bar for verdict in verdicts({}, arch=90)} - {None}
+    cells = {cell for line in page.splitlines() if line.startswith("|") for cell in re.findall(r"\d\.\d+", line)}
+    missing = {f"{bar:g}" for bar in bars} - {f"{float(cell):g}" for cell in cells}
+    assert not missing, f"bars that bench/results/README.md does not name: {missing}"
