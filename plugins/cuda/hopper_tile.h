@@ -8,13 +8,13 @@
 namespace dllmc::hopper {
 
 constexpr int kOutputs = 128;
-constexpr int kConsumers = 256, kThreads = 384;
-constexpr int kConsumerWarps = 8, kProducerWarps = 4;
+constexpr int kThreads = 384, kGroupThreads = 128;
+constexpr int kConsumerWarps = 8, kProducerWarps = 4, kGroupWarps = 4;
 constexpr int kStageCodes = 128;
 constexpr int kRegisters = 168;  // of a thread when a block starts: 64 K / 384, a multiple of 8
 constexpr int kConsumerRegisters = 200, kProducerRegisters = 104;
 static_assert(2 * kConsumerRegisters + kProducerRegisters <= 3 * kRegisters, "registers of a block");
-constexpr int kConsumerBarrier = 1;  // for sync_some
+constexpr int kTables = 4;  // of tokens: two for each warpgroup of consumers
 
 template <class Format, int kTokens>
 struct Shared {
@@ -22,11 +22,11 @@ struct Shared {
   static constexpr int kOperand = kTokens * kStageCodes;
   static constexpr int kTileRow = kTiles * kTileStride;  // 16 outputs of a stage
   static constexpr int kStage = kOperand + kOutputs / kTileOutputs * kTileRow;
-  static constexpr int kTables = 2 * kTokens * static_cast<int>(sizeof(Token));
+  static constexpr int kTableBytes = kTables * kTokens * static_cast<int>(sizeof(Token));
   static constexpr int kMaxBytes = 227 * 1024, kMaxStages = 8;
-  static constexpr int kFit = (kMaxBytes - kTables - 2 * kMaxStages * 8) / kStage;
+  static constexpr int kFit = (kMaxBytes - kTableBytes - 2 * kMaxStages * 8) / kStage;
   static constexpr int kStages = kFit < kMaxStages ? kFit : kMaxStages;
-  static constexpr int kBytes = kStages * kStage + kTables + 2 * kStages * 8;
+  static constexpr int kBytes = kStages * kStage + kTableBytes + 2 * kStages * 8;
 
   static DLLMC_DEVICE unsigned char* operand(int stage) { return gpu::shared() + stage * kStage; }
   static DLLMC_DEVICE unsigned char* weights(int stage) { return operand(stage) + kOperand; }
@@ -34,7 +34,7 @@ struct Shared {
     return reinterpret_cast<Token*>(gpu::shared() + kStages * kStage) + table * kTokens;
   }
   static DLLMC_DEVICE gpu::Barrier* full(int stage) {
-    return reinterpret_cast<gpu::Barrier*>(gpu::shared() + kStages * kStage + kTables) + stage;
+    return reinterpret_cast<gpu::Barrier*>(gpu::shared() + kStages * kStage + kTableBytes) + stage;
   }
   static DLLMC_DEVICE gpu::Barrier* empty(int stage) { return full(kStages + stage); }
 };
@@ -105,17 +105,18 @@ struct Producer {
   int k = gpu::warp() - kConsumerWarps;  // stage of the tile
   int stage = k;                         // of the ring
   uint32_t parity = 1;
-  int first_output = 0, last_token = 0;  // of the tile; the last one counts from its first
+  int first_token = 0, first_output = 0;  // of the tile
+  int last_token = 0;                     // from the first on
   const int8_t* codes = nullptr;         // the lane's of the tile's first token
 
   DLLMC_DEVICE explicit Producer(const LinearArgs& args) : p(args) { enter_tile(); }
 
   DLLMC_DEVICE void enter_tile() {
     for (; k >= stages && tiles.valid(); tiles.advance()) k -= stages;
-    const int first = tiles.first_token();
+    first_token = tiles.first_token();
     first_output = tiles.first_output();
-    last_token = smaller(static_cast<int>(p.rows) - first, kTokens) - 1;
-    codes = p.codes + static_cast<int64_t>(first) * row_bytes + t * kVecsOfTile * 16;
+    last_token = smaller(static_cast<int>(p.rows) - first_token, kTokens) - 1;
+    codes = p.codes + static_cast<int64_t>(first_token) * row_bytes + t * kVecsOfTile * 16;
   }
   DLLMC_DEVICE void advance() {
     stage += kProducerWarps;
@@ -173,14 +174,13 @@ struct Producer {
     gpu::copy_bulk(S::weights(stage) + lane * S::kTileRow, p.weight + tile * kTileStride, bytes, full);
   }
 
-  // The epilogue will read the tile's residuals; a lane asks for every 32nd token's.
+  // The epilogue will read the tile's residuals: a stage's lanes ask for those of 32 tokens.
   DLLMC_DEVICE void prefetch_residual() {
-    const int size = p.residual_type == Type::kFloat32 ? 4 : 2;
-    const auto* residual = static_cast<const unsigned char*>(p.residual);
-    for (int i = lane; i <= last_token; i += 32) {
-      const int64_t output = static_cast<int64_t>(tiles.first_token() + i) * p.outputs + first_output;
-      gpu::prefetch_bulk(residual + output * size, smaller(kOutputs, p.outputs - first_output) * size);
-    }
+    const int token = k * 32 + lane, size = p.residual_type == Type::kFloat32 ? 4 : 2;
+    if (token > last_token) return;
+    const int64_t output = static_cast<int64_t>(first_token + token) * p.outputs + first_output;
+    const auto* residual = static_cast<const unsigned char*>(p.residual) + output * size;
+    gpu::prefetch_bulk(residual, smaller(kOutputs, p.outputs - first_output) * size);
   }
 
   DLLMC_DEVICE void start() {
@@ -190,7 +190,6 @@ struct Producer {
   DLLMC_DEVICE void fill() {
     gpu::wait(S::empty(stage), parity);
     copy_weights();
-    if (k == 0 && p.residual) prefetch_residual();
     DLLMC_ROLL
     for (int batch = 0; batch < kBatches; batch += 2) {
       store(even, batch);
@@ -201,6 +200,7 @@ struct Producer {
     gpu::publish_operand();
     gpu::sync_warp();
     if (lane == 0) gpu::arrive(S::full(stage));
+    if (p.residual) prefetch_residual();
   }
 
   DLLMC_DEVICE void run() {
@@ -290,29 +290,50 @@ struct Products {
   }
 };
 
+// Scales and zeros of the tile's tokens, on their way from memory into a table of the warpgroup while products run.
+template <int kTokens>
+struct TokenColumn {
+  static constexpr int kOfThread = kTokens > kGroupThreads ? kTokens / kGroupThreads : 1;
+  const int first = gpu::thread() % kGroupThreads;
+  Token tokens[kOfThread];
+
+  DLLMC_DEVICE TokenColumn(const LinearArgs& p, int first_token, int group, int num_groups) {
+    DLLMC_UNROLL
+    for (int i = 0; i < kOfThread; ++i) {
+      const int row = smaller(first_token + first + i * kGroupThreads, static_cast<int>(p.rows) - 1);
+      const int64_t column = p.a_group ? static_cast<int64_t>(row) * num_groups + group : row;
+      tokens[i] = {p.scale[column], p.zero ? p.zero[column] : 0};
+    }
+  }
+  DLLMC_DEVICE void store(Token* table) const {
+    DLLMC_UNROLL
+    for (int i = 0; i < kOfThread; ++i) {
+      if (first < kTokens) table[first + i * kGroupThreads] = tokens[i];
+    }
+  }
+};
+
 template <class Format, int kTokens, bool kGrouped>
 DLLMC_DEVICE void consume(const LinearArgs& p) {
   using S = Shared<Format, kTokens>;
   Products<Format, kTokens> products;
-  const int thread = gpu::thread(), column = products.lane % 4 * 2;
+  const int column = products.lane % 4 * 2, warpgroup = products.warp / kGroupWarps;
   const int count = kGrouped ? num_groups(p) : 1, stages = kGrouped ? group_size(p) / kStageCodes : num_stages(p);
-  int table = 0;
+  int table = warpgroup * 2;
   for (Tiles<kTokens> tiles{p}; tiles.valid(); tiles.advance()) {
     const int m = tiles.first_token(), n = tiles.first_output() + products.warp * kTileOutputs + products.lane / 4 * 2;
     Epilogue<kTokens> epilogue{p, m + column, n, {}};
     for (int group = 0; group < count; ++group, table ^= 1) {
-      // Two tables take turns: whoever writes one has passed the barrier behind the last reading of it.
-      if (thread < kTokens) {
-        const int row = smaller(m + thread, static_cast<int>(p.rows) - 1);
-        const int64_t i = p.a_group ? static_cast<int64_t>(row) * count + group : row;
-        S::tokens(table)[thread] = {p.scale[i], p.zero ? p.zero[i] : 0};
-      }
-      const OutputPair outputs(p, n, group, count);
+      const TokenColumn<kTokens> of_tokens(p, m, group, count);
+      const OutputPair of_outputs(p, n, group, count);
       int32_t sums[kTokens / 2];
       products.run(sums, stages);
-      gpu::sync_some(kConsumerBarrier, kConsumers);
-      epilogue.template add_group<Format::kShift, kGrouped>(sums, outputs, S::tokens(table) + column, group == 0);
-      if (kGrouped && !p.a_group && group == count - 1) epilogue.scale_tokens(epilogue.y, S::tokens(table) + column);
+      // Whoever writes a table has passed the barrier of the other one, behind all reading of this one.
+      of_tokens.store(S::tokens(table));
+      gpu::sync_some(1 + warpgroup, kGroupThreads);
+      const Token* tokens = S::tokens(table) + column;
+      epilogue.template add_group<Format::kShift, kGrouped>(sums, of_outputs, tokens, group == 0);
+      if (kGrouped && !p.a_group && group == count - 1) epilogue.scale_tokens(epilogue.y, tokens);
     }
     if (n < p.outputs) epilogue.store();
   }

@@ -1,17 +1,23 @@
 // Large-M linear on Hopper's background products: weights stay packed until they are in registers.
 //
 // A block computes 128 outputs x kTokens tokens (256, 128 or 64) in stages of 128 codes of K. Outputs are the rows of
-// the product, so that weights are its register operand: 4-bit weights are widened by two logic operations a register,
+// a product, so that weights are its register operand: 4-bit weights are widened by three logic operations a word,
 // right before use. Tokens are its columns, in shared memory, 128 bytes a token and stage.
-//   producer   4 warps: packed activations global -> registers -> 8-bit codes -> shared memory; weights by bulk copies
-//   consumers  2 warpgroups of 64 outputs, a warp one weight tile of 16; two sets of A registers take turns, so that
-//              a set is filled while the products of the other run
-// Blocks stay for several tiles: the producer fills stages of the next tile while consumers write out this one.
+//   producer   4 warps, each with every fourth stage: packed activations global -> registers -> 8-bit codes -> shared
+//              memory, weights by bulk copies of 1 KB; it may run a ring of 4 to 8 stages ahead
+//   consumers  2 warpgroups of 64 outputs, a warp one weight tile of 16. Half a stage is a group of two products; two
+//              sets of A registers take turns, so that one is filled while the products of the other run. Nothing
+//              makes the warpgroups wait for one another: one writes outputs while the other multiplies
+// Blocks stay for several tiles, so that the ring is full again when the epilogue ends.
 //
-// Cycles of a stage on one SM at 256 tokens, Int4Wide (8192 operations a cycle; 128 bytes of shared memory a cycle):
-//   products 1024 | shared memory: products read 512, activations written 256, weights in and out 128 | logic
-//   operations of a quarter: producer 192, consumers 96 | 24 KB from L2
-// At 128 tokens products and shared memory both take 512, at 64 tokens 256 and 320: wide tiles first.
+// Cycles of a stage on one SM at 256 tokens, Int4Wide (8192 operations a cycle; 128 bytes of shared memory a cycle;
+// logic operations take 2 cycles a warp on one of the SM's quarters):
+//   products       1024
+//   shared memory  896: products read 8 x 8 KB (512), producers write 32 KB (256), weights go in and out (128)
+//   logic          288: producers widen 16 words a token (192), consumers 16 an output (96)
+//   L2             24 KB, 16 of activations
+// At 128 tokens products take 512 and shared memory 512, at 64 tokens 256 and 320: wide tiles first. The epilogue of
+// 256 tokens is about 3500 cycles of issue, a tenth of the products of K = 4096.
 //
 // Order of K in shared memory (format.h: what a lane's weight registers hold): byte 4 t + j of the 32 of product q
 // stands at byte 16 t + 8 step + j of the tile, byte 16 + 4 t + j at 16 t + 8 step + 4 + j, with q = 2 step for low
@@ -63,10 +69,10 @@ const char* start(const LinearArgs& p, const Launch& launch) {
                      launch.stream, p);
 }
 
-// Tokens of a tile: the fewest rounds over the SMs, where a tile costs kExtra tokens more than it has (weights are
-// widened for it, its first stage is waited for).
+// Tokens of a tile: the fewest rounds over the SMs, where a tile costs kExtra tokens more than it has (its weights are
+// copied and widened).
 int choose_tokens(const LinearArgs& p, const Device& device, bool grouped) {
-  constexpr int kExtra = 24;
+  constexpr int kExtra = 32;
   int best = 0;
   int64_t least = 0;
   for (const int tokens : {256, 128, 64}) {
