@@ -68,9 +68,11 @@ def draw(case: Case, seed: int = 0) -> Inputs:
 
 def reference(case: Case, inputs: Inputs) -> Tensor:
     """The torch reference, rounded to the output's type."""
-    attributes = (case.a_bits, case.w_bits, case.a_group, case.w_group, case.swiglu, 0)
-    inputs = inputs | {"residual": None if inputs["residual"] is None else inputs["residual"].float()}
-    return integer_linear(*inputs.values(), *attributes).to(case.y_type)  # type: ignore[arg-type]
+    residual = inputs["residual"]
+    arguments: dict[str, Any] = inputs | {"residual": None if residual is None else residual.float()}
+    names = ("a_bits", "w_bits", "a_group", "w_group", "swiglu")
+    y = integer_linear(**arguments, **{name: getattr(case, name) for name in names}, layout=0)
+    return y.to(case.y_type)
 
 
 def run(library: CudaLibrary, case: Case, inputs: Inputs, path: str = "auto", layout: int = 1) -> Tensor:
