@@ -120,6 +120,8 @@ def test_top_k(top_k: int, kernels: Kernels) -> None:
     """Lists shorter and longer than a warp, slabs with fewer ids than the list."""
     check(kernels(87, num_sms=2), Case(1, 5, vocabulary=176, top_k=top_k))
     check(kernels(87, num_sms=2), Case(1, 37, vocabulary=80, top_k=top_k))
+    rising = torch.linspace(0, 300, 176)  # the last slab has most of the best ids, and each goes to the front
+    check(kernels(87, num_sms=1), Case(1, 5, vocabulary=176, top_k=top_k, bias=rising))
 
 
 @pytest.mark.parametrize("rows", [3, 24, 40])
