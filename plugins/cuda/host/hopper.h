@@ -10,6 +10,7 @@
 #endif
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "../gpu.h"
@@ -192,6 +193,9 @@ inline void arrive(Barrier* barrier, Position at = Position::here()) {
   if (state->missing == 0) block().fail("arrive at %s:%d: nobody is missing", at.file, at.line);
   --state->missing;
   state->end_phase_if_complete();
+  if (state->missing < state->arrivals) return;
+  bool others_ran = false;  // those that waited for this phase go on before the last to arrive does
+  host::wait_until([&] { return std::exchange(others_ran, true); }, "arrive", at);
 }
 inline void expect_bytes(Barrier* barrier, int bytes, Position at = Position::here()) {
   host::state_of(barrier, "expect_bytes", at)->bytes_and_parity += 2 * bytes;
