@@ -42,6 +42,7 @@ const char* check_pointers(const HeadArgs& p) {
 
 const char* check_path(const HeadArgs& p, const Launch& launch) {
   if (launch.device.arch < 80) return reason("arch: got %d, expected 80 or newer", launch.device.arch);
+  if (launch.device.num_sms < 1) return reason("num_sms: got %d, expected at least 1", launch.device.num_sms);
   if (launch.path != Path::kAuto && launch.path != Path::kNaive && launch.path != Path::kSmall) {
     return reason("path: got %d, expected auto, naive or small", static_cast<int>(launch.path));
   }

@@ -207,6 +207,12 @@ def test_refused_when_run(kernels: Kernels) -> None:
         run(kernels(), case, draw(case), "small", 0)
     with pytest.raises(ValueError, match="path: got 6, expected auto, naive or small"):
         run(kernels(), case, draw(case), "large", 1)
+    with pytest.raises(ValueError, match="num_sms: got 0, expected at least 1"):
+        run(kernels(num_sms=0), case, draw(case), "auto", 1)
+    old = kernels()
+    old.device.arch = 75
+    with pytest.raises(ValueError, match="arch: got 75, expected 80 or newer"):
+        run(old, case, draw(case), "auto", 1)
 
 
 def test_no_rows(kernels: Kernels) -> None:
