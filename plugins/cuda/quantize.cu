@@ -5,11 +5,12 @@
 namespace dllmc {
 namespace {
 
-constexpr int kMaxInner = 1 << 17;
+constexpr int kMaxInner = 1 << 17, kMaxRows = 1 << 30;
 
 const char* check_grid(const QuantizeArgs& p) {
-  if (p.rows < 0 || p.rows > INT32_MAX)
-    return reason("rows: got %lld, expected 0 to 2^31 - 1", static_cast<long long>(p.rows));
+  if (p.rows < 0 || p.rows > kMaxRows) {
+    return reason("rows: got %lld, expected 0 to %d", static_cast<long long>(p.rows), kMaxRows);
+  }
   if (p.inner <= 0 || p.inner > kMaxInner || p.inner % 64) {
     return reason("inner: got %d, expected a multiple of 64 from 64 to %d", p.inner, kMaxInner);
   }

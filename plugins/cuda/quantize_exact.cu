@@ -4,9 +4,9 @@
 // Tile: a block of up to 16 warps owns one row, which stays in shared memory as float32 (76 KB for 18944). Each product
 // of the transform is held in registers as a whole, 8 rows x 5 columns of 32 a thread, and then replaces its input, so
 // one buffer does for both. A factor's element is loaded once for 8 products, from L1 or L2: the rows of `left` and the
-// tile's rows are one broadcast a warp, columns are neighbouring lanes. 40 products stand against 13 loads, so CUDA
-// cores are the limit (2 a b (a + b) operations a row), not memory: about 3 times the tile path's time at 64 x 64 and
-// more above. TAC: a warp takes as many whole blocks as have 32 channels, in place.
+// tile's rows are one broadcast a warp, columns are neighbouring lanes. 40 products stand against 13 loads, so float32
+// arithmetic is the limit, not memory: a b (a + b) / 128 clocks of an SM at best, 4096 for a row of 64 x 64, 21504 for
+// one of 96 x 128. TAC: a warp takes as many whole blocks as have 32 channels, in place.
 #include "kernels.h"
 #include "quantize_row.h"
 

@@ -13,14 +13,14 @@
 namespace dllmc {
 namespace {
 
-constexpr int kThreadValues = 32, kMaxThreads = 1024;
+constexpr int kThreadValues = 32, kMaxThreads = 896;  // K up to 28672; more threads would leave too few registers
 
 template <int kValues>
 DLLMC_KERNEL(kMaxThreads, 1)
 void quantize_rows(DLLMC_PARAM QuantizeArgs p) {
   constexpr int kVecs = kThreadValues / kValues;
   RowsShared& s = *reinterpret_cast<RowsShared*>(gpu::shared());
-  const int64_t m = gpu::block_x();
+  const int m = gpu::block_x();
   RowPart<kValues, kVecs> part;
   part.load(p, m);
   if (p.a_group) leave_unit_extremes(part.y, p.inner, s.units());
@@ -31,7 +31,7 @@ void quantize_rows(DLLMC_PARAM QuantizeArgs p) {
 }  // namespace
 
 bool rows_can(const QuantizeArgs& p) {
-  return !p.left_size && !p.tac_block && p.inner <= kThreadValues * kMaxThreads && p.rows <= INT32_MAX;
+  return !p.left_size && !p.tac_block && p.inner <= kThreadValues * kMaxThreads;
 }
 
 const char* run_quantize_rows(const QuantizeArgs& p, const Launch& launch) {

@@ -173,10 +173,12 @@ constexpr Variant variant() {
 }
 // Of those that fit, the first is the plan's choice for many rows, the last for few.
 constexpr Variant kVariants[] = {
-    variant<1, 2, 1, 256, 2, 2>(),                                   // tests
-    variant<4, 4, 2, 512, 1, 16>(),                                  // 64 x 64, 56 x 64
-    variant<4, 4, 1, 256, 2, 8>(),  variant<6, 8, 2, 256, 2, 8>(),   // 96 x 128
-    variant<6, 8, 1, 256, 2, 12>(), variant<8, 10, 1, 640, 1, 4>(),  // 128 x 148
+    variant<1, 2, 1, 256, 2, 2>(),    // small tiles
+    variant<4, 4, 2, 512, 1, 16>(),   // 64 x 64, 56 x 64
+    variant<4, 4, 1, 512, 1, 8>(),    //
+    variant<6, 8, 2, 256, 2, 4>(),    // 96 x 128
+    variant<6, 8, 1, 256, 2, 12>(),   //
+    variant<8, 10, 1, 640, 1, 4>(),   // 128 x 148
 };
 
 struct TilePlan {
@@ -222,11 +224,13 @@ bool takes(const QuantizeArgs& q) {
          (!q.a_group || q.right_size % 16 == 0);
 }
 
-// Most tokens of a block: 8 warps, two such blocks an SM; with TAC, of which each block reads all, as many as can be.
-int most_tokens(const TileArgs& p, const Variant& v) {
-  const int threads = p.q.tac_block || v.max_threads > 512 ? v.max_threads : 256,
-            tokens = threads / (32 * p.team_warps);
-  return tokens < kMaxTeams ? tokens : kMaxTeams;
+// Tokens of a block: 8 warps, two such blocks an SM, or fewer so that every SM has a block. With TAC, of which each
+// block reads all, as many as can be: L2 is its limit, and loads in flight hide its latency.
+int choose_tokens(const TileArgs& p, const Variant& v, const Device& device) {
+  const int threads = p.q.tac_block || v.max_threads > 512 ? v.max_threads : 256, most = threads / (32 * p.team_warps);
+  const int wanted = p.q.tac_block ? most : ceil_div(p.rows, device.num_sms);
+  const int tokens = wanted < most ? wanted : most;
+  return tokens < 1 ? 1 : tokens < kMaxTeams ? tokens : kMaxTeams;
 }
 
 // False where the path cannot take these arguments on this device.
@@ -243,8 +247,7 @@ bool plan_tile(const QuantizeArgs& q, const Device& device, TilePlan& plan) {
   if (!v) return false;
   p.team_warps = ceil_div(p.b_tiles, v->strips);
   p.b_inverse = static_cast<uint32_t>(((uint64_t{1} << 32) + q.right_size - 1) / q.right_size);
-  const int most = most_tokens(p, *v), wanted = ceil_div(q.rows, device.num_sms);
-  p.tokens = wanted < 1 ? 1 : wanted < most ? wanted : most;
+  p.tokens = choose_tokens(p, *v, device);
   while (p.tokens > 1 && place(p, true) > limit) --p.tokens;
   const bool resident = place(p, true) <= limit;
   plan.shared_bytes = place(p, resident);

@@ -84,14 +84,24 @@ DLLMC_DEVICE int half_offset(const TileArgs& p, int k) {
   return row * p.pitch + (k - row * p.q.right_size) * 2;
 }
 
+// Values k.. of a row, times a power of two.
 template <int kValues>
 DLLMC_DEVICE void store_halves(const TileArgs& p, unsigned char* tile, int k, const float (&y)[kValues],
                                float prescale) {
+  uint32_t words[kValues / 2];
+  DLLMC_UNROLL
+  for (int i = 0; i < kValues / 2; ++i) {
+    words[i] = gpu::pack_halves(gpu::mul(y[2 * i], prescale), gpu::mul(y[2 * i + 1], prescale));
+  }
+  if constexpr (kValues == 8) {
+    if (p.q.right_size % 8 == 0) {
+      *reinterpret_cast<gpu::Vec*>(tile + half_offset(p, k)) = {{words[0], words[1], words[2], words[3]}};
+      return;
+    }
+  }
   DLLMC_UNROLL
   for (int i = 0; i < kValues; i += 4) {
-    *reinterpret_cast<FourHalves*>(tile + half_offset(p, k + i)) = {
-        gpu::pack_halves(gpu::mul(y[i], prescale), gpu::mul(y[i + 1], prescale)),
-        gpu::pack_halves(gpu::mul(y[i + 2], prescale), gpu::mul(y[i + 3], prescale))};
+    *reinterpret_cast<FourHalves*>(tile + half_offset(p, k + i)) = {words[i / 2], words[i / 2 + 1]};
   }
 }
 

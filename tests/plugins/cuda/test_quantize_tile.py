@@ -152,6 +152,18 @@ def test_groups(a: int, b: int, a_group: int, symmetric: bool, path: str, kernel
     share_of(make_case(a, b, x, a_group=a_group, symmetric=symmetric, gate_size=1), kernels(), path)
 
 
+@pytest.mark.parametrize(
+    ("grown", "bias", "right"), [(1e4, 1.0, 1.0), (1e-4, 0.0, 1.0), (1.0, 1e6, 300.0), (1.0, 0.0, 1e-3)]
+)
+def test_tac_and_factors_of_any_size(grown: float, bias: float, right: float, kernels: Any) -> None:
+    """Halves neither overflow nor vanish."""
+    case = make_case(16, 32, torch.randn(9, 512, generator=random_of(5)), tac=True)
+    case.tensors["tac_matrix"] *= grown
+    case.tensors["tac_bias"] *= bias
+    case.tensors["right"] *= right
+    assert share_of(case, kernels()) <= 5e-3
+
+
 @pytest.mark.parametrize("num_sms", [1, 3, 5, 40])
 @pytest.mark.parametrize("tac", [True, False])
 def test_blocks_of_any_number_of_tokens(num_sms: int, tac: bool, kernels: Any) -> None:
