@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -193,7 +194,9 @@ def build_cuda_library(folder: Path, arch: int) -> Path:
     name = f"{arch}a" if arch == 90 else str(arch)  # wgmma is of 90a alone
     compiler = str(nvcc())
     command = [compiler, f"--options-file={NVCC_FLAGS}", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{CUDA}"]
-    objects = [compiled([*command, "-c"], source, ".o", folder) for source in sources()]
+    # A compiler of kernels takes gigabytes, so only machines with many processors run several.
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
+        objects = list(pool.map(lambda source: compiled([*command, "-c"], source, ".o", folder), sources()))
     home = Path(compiler).resolve().parents[1]  # wheels keep libraries in lib, toolkits in lib64
     link = [compiler, "-shared", "-cudart=static", f"-L{home / 'lib'}", f"-L{home / 'lib64'}"]
     return linked(link, objects, f"dllmc_cuda_{name}", folder)
