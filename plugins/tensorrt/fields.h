@@ -5,8 +5,8 @@
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <cstring>
+#include <string_view>
 #include <type_traits>
 
 #include "../cuda/kernels.h"
@@ -92,10 +92,11 @@ inline const char* check_text(const nvinfer1::PluginField& field, const char* ex
     return reason("%s: got type %s, expected text", field.name, type_name(field.type));
   }
   if (!field.data || field.length < 0) return reason("%s: got no text, expected \"%s\"", field.name, expected);
-  const char* text = static_cast<const char*>(field.data);
-  const auto size = static_cast<int>(strnlen(text, static_cast<size_t>(field.length)));
-  if (std::strlen(expected) == static_cast<size_t>(size) && std::memcmp(text, expected, size) == 0) return nullptr;
-  return reason("%s: got \"%.*s\", expected \"%s\"", field.name, size < 40 ? size : 40, text, expected);
+  const char* start = static_cast<const char*>(field.data);
+  const std::string_view text(start, strnlen(start, static_cast<size_t>(field.length)));
+  if (text == expected) return nullptr;
+  const auto shown = static_cast<int>(text.size() < 40 ? text.size() : 40);
+  return reason("%s: got \"%.*s\", expected \"%s\"", field.name, shown, start, expected);
 }
 
 template <class Args, size_t kCount>

@@ -77,8 +77,9 @@ class Node {
       out[i].nbDims = 0;
       if (shape[0] == '*') put_lead(in, out[i]);
       for (const char* letter = shape + (shape[0] == '*'); *letter; ++letter) {
-        if (out[i].nbDims == Dims::MAX_DIMS)
+        if (out[i].nbDims == Dims::MAX_DIMS) {
           return reason("%s: got too many axes, expected at most 8", outputs_[i]->name);
+        }
         const nvinfer1::IDimensionExpr* size = symbolic(*letter, in, builder);
         if (!size) return reason("%s: got no size for axis %d, expected one", outputs_[i]->name, out[i].nbDims);
         out[i].d[out[i].nbDims++] = size;

@@ -8,6 +8,8 @@
 // So the residual stream is FLOAT from the embedding to the last norm as soon as the embedding is cast to FLOAT: the
 // output and down projections add to it and stay FLOAT; queries, keys, values and SwiGLU, which add to nothing, are
 // HALF. A linear without residual whose consumer needs FLOAT gets a Cast behind it.
+// In a network that is not strongly typed (an option of TensorRT 10) the builder would be free to make that stream
+// HALF.
 //
 // Nothing throws: memory comes from `new (std::nothrow)`, everything else has a fixed size. A plugin keeps no state of
 // a run: every call reads the descriptors it is given, so contexts can share what they like.
@@ -58,8 +60,6 @@ class Plugin final : public nvinfer1::IPluginV3,
       used += std::snprintf(description_ + used, room, ",%s=%.9g", Op::kFields[i].name, node.numbers()[i]);
     }
   }
-  Plugin(const Plugin& other) : Plugin(other.node_, other.name_) { device_ = other.device_; }
-  Plugin& operator=(const Plugin&) = delete;
 
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
     if (type == nvinfer1::PluginCapabilityType::kCORE) return static_cast<nvinfer1::IPluginV3OneCore*>(this);
@@ -187,7 +187,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   Device device_{};  // arch 0: not asked for yet
   char name_[128];
   char description_[512];
-  nvinfer1::PluginField state_field_;
+  nvinfer1::PluginField state_field_;  // both are filled at each request: a copy's must not point into its original
   nvinfer1::PluginFieldCollection state_fields_{};
 };
 

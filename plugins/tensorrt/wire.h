@@ -92,9 +92,10 @@ inline const char* check_header(const char* plugin, const char* bytes, int32_t l
                   header.count);
   }
   uint64_t sum;
-  std::memcpy(&sum, bytes + length - sizeof(sum), sizeof(sum));
-  if (sum != checksum(bytes, length - sizeof(sum)))
+  std::memcpy(&sum, bytes + size - sizeof(sum), sizeof(sum));
+  if (sum != checksum(bytes, size - sizeof(sum))) {
     return reason("%s: got a wrong checksum, data is damaged", kWireField);
+  }
   if (std::strncmp(header.plugin, plugin, sizeof(header.plugin)) == 0) return nullptr;
   return reason("%s: got %.*s's, expected %s's", kWireField, static_cast<int>(sizeof(header.plugin)), header.plugin,
                 plugin);

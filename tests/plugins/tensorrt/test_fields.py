@@ -135,6 +135,11 @@ def test_other_fields_are_refused(harness: Harness, extra: Field, reason: str) -
     )
 
 
+def test_what_a_terminal_would_act_on_is_not_printed(harness: Harness) -> None:
+    reason = harness.create("DllmcInt4Linear", [*LINEAR, Field("plugin_version", 6, 6, b"\x1b[31m\xff")])
+    assert reason == 'dllmc: DllmcInt4Linear node_0: plugin_version: got "?[31m?", expected "1"\n'
+
+
 def test_text_without_a_zero_at_its_end_is_taken(harness: Harness) -> None:
     assert harness.create("DllmcInt4Linear", [*LINEAR, Field("plugin_version", 6, 1, b"1")]) is None
 
