@@ -152,13 +152,7 @@ def build_host(folder: Path = BUILD) -> Path:
     """The kernels as a library of host C++. Raises ToolMissingError without a compiler, RuntimeError if one fails."""
     compiler = str(host_compiler())
     command = [compiler, f"@{HOST_FLAGS}", f"-I{CUDA}", "-c"]
-    objects = []
-    for source in sources():
-        try:
-            objects.append(compiled(command, source, ".o", folder))
-        except RuntimeError as error:  # noqa: PERF203 - one broken file leaves the others usable
-            sys.stderr.write(f"{error}\n")
-    objects += [_missing_ops(compiler, objects, folder)]
+    objects = [compiled(command, source, ".o", folder) for source in sources()]
     link = [compiler, "-shared", "-Wl,--no-undefined", "-fsanitize=alignment,bounds"]
     return linked(link, objects, "dllmc_host", folder)
 
@@ -173,8 +167,8 @@ def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
         options += [f"-DCMAKE_CXX_COMPILER={host_compiler()}", "-DDLLMC_HOST=ON"]
     else:
         options += [f"-DDLLMC_CUDA={nvcc().parents[1]}"]
+        aarch64_compiler() if machine == "aarch64" else host_compiler()
     if machine == "aarch64":
-        aarch64_compiler()
         cudart = fetched("aarch64/nvidia/cu13/lib/libcudart_static.a").parent
         options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={cudart}"]
     cmake, output = str(_program("cmake", "CMake")), folder / machine
@@ -200,18 +194,3 @@ def build_cuda_library(folder: Path, arch: int) -> Path:
     home = Path(compiler).resolve().parents[1]  # wheels keep libraries in lib, toolkits in lib64
     link = [compiler, "-shared", "-cudart=static", f"-L{home / 'lib'}", f"-L{home / 'lib64'}"]
     return linked(link, objects, f"dllmc_cuda_{name}", folder)
-
-
-def _missing_ops(compiler: str, objects: Sequence[Path], folder: Path) -> Path:
-    """Ops whose sources are not written yet, as functions that end the process when called."""
-    symbols = [
-        line.split()
-        for file in objects
-        for line in subprocess.run(["nm", str(file)], capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603, S607
-    ]
-    defined = {words[-1] for words in symbols if words[-2] in "TW"}
-    missing = sorted({words[-1] for words in symbols if words[-2] == "U" and "5dllmc" in words[-1]} - defined)
-    text = "".join(f'extern "C" void {name}() {{ __builtin_trap(); }}\n' for name in missing)
-    source = folder / "objects" / f"missing-{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
-    source.write_text(text)
-    return compiled([compiler, "-x", "c++", "-fPIC", "-c"], source, ".o", folder)
