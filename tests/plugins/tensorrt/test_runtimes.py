@@ -6,6 +6,7 @@ very file that the bindings have loaded; a link in a folder on LD_LIBRARY_PATH g
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -31,14 +32,15 @@ Asked = Callable[..., tuple[dict[str, Any], str]]
 
 @pytest.fixture
 def ask(plugin_library: Path, tmp_path: Path) -> Asked:
-    def run(runtime: str, *words: str) -> tuple[dict[str, Any], str]:
+    def run(runtime: str, *words: str, library: Path = plugin_library) -> tuple[dict[str, Any], str]:
         folder = made(lambda: toolchain.fetched(runtime))
         links = tmp_path / "links"
         links.mkdir(exist_ok=True)
         for file in folder.glob("tensorrt_rtx_libs/libtensorrt_rtx.so.*"):
-            (links / "libtensorrt_rtx.so").symlink_to(file)
+            if not (links / "libtensorrt_rtx.so").exists():
+                (links / "libtensorrt_rtx.so").symlink_to(file)
         command: Sequence[str | Path] = (
-            sys.executable, Path(__file__).with_name("runtime.py"), RUNTIMES[runtime], plugin_library, *words
+            sys.executable, Path(__file__).with_name("runtime.py"), RUNTIMES[runtime], library, *words
         )  # fmt: skip
         paths = {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(links), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, timeout=120)
@@ -75,9 +77,9 @@ def test_every_runtime_is_refused_a_plugin_of_wrong_fields(ask: Asked, runtime: 
     assert "dllmc: DllmcHead node: layout: got 0, expected 1\n" in errors
 
 
-def built(ask: Asked, model: onnx.ModelProto, folder: Path) -> tuple[dict[str, Any], str]:
+def built(ask: Asked, model: onnx.ModelProto, folder: Path, **more: Path) -> tuple[dict[str, Any], str]:
     onnx.save(model, folder / "model.onnx")
-    return ask("rtx-1.7", "build", str(folder / "model.onnx"), json.dumps(PROFILES))
+    return ask("rtx-1.7", "build", str(folder / "model.onnx"), json.dumps(PROFILES), **more)
 
 
 def test_every_dllmc_node_is_a_plugin_layer_of_the_engine(ask: Asked, tmp_path: Path) -> None:
@@ -133,3 +135,17 @@ def test_sizes_that_do_not_fit_stop_the_builder(ask: Asked, tmp_path: Path) -> N
     assert answer["plugins"]
     assert (tmp_path / "model.engine").read_bytes() == b""
     assert f"dllmc: DllmcInt4Linear query: bias: got {graphs.D // 2} at axis 0, expected {graphs.D}\n" in errors
+
+
+def test_the_library_for_gpus_loads_and_builds_without_one(ask: Asked, tmp_path: Path) -> None:
+    shipped = made(lambda: toolchain.build_plugin(platform.machine()))
+    node = nodes.quantize_node()
+    for runtime in RUNTIMES:
+        answer, errors = ask(runtime, "create", node.plugin, json.dumps(node.attributes), library=shipped)
+        assert answer["made"], errors
+    model = graphs.block()
+    by_cpu, _ = built(ask, model, tmp_path)
+    (tmp_path / "model.engine").unlink()
+    by_gpu, errors = built(ask, model, tmp_path, library=shipped)
+    assert by_gpu == by_cpu, errors
+    assert (tmp_path / "model.engine").stat().st_size > 0
