@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plugins.cuda_library import check_reason
+from plugins.int4 import code_limit
 from plugins.quantize import prepare, quantize
 from tests.plugins.cuda.quantize_cases import EPSILON, assert_equal, assert_near, hard_rows
 
@@ -39,6 +40,23 @@ def test_channel_scale_clip_ratios_and_groups(symmetric: bool, path: str, kernel
         x = hard_rows(inner, seed=a_group)
         found = kernels().quantize(x, channel_scale=scale, **options, path=path)
         assert_equal(found, quantize(x, channel_scale=scale, **options), bits)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_neighbours_of_halves_are_divided(bits: int, symmetric: bool, kernels: Any) -> None:
+    """x / s within one float of a half, where a product with 1 / s would round to the other side."""
+    limit = code_limit(bits)
+    peak = torch.rand(64, 1, generator=torch.Generator().manual_seed(bits)) + 1
+    scale = peak / limit
+    half = (torch.arange(limit) + 0.5) * scale
+    near = [torch.nextafter(half, torch.zeros(())), half, torch.nextafter(half, torch.full((), 9.0))]
+    x = torch.cat([peak, -peak, *near], dim=-1)
+    assert ((x * (1 / scale)).round() != (x / scale).round()).any()
+    x = torch.cat([x, torch.zeros(64, 512 - x.shape[-1])], dim=-1)
+    assert_equal(
+        kernels().quantize(x, bits=bits, symmetric=symmetric), quantize(x, bits=bits, symmetric=symmetric), bits
+    )
 
 
 @pytest.mark.parametrize("value", [1e-44, 1e-38, 1e-30, 1e30, 3e38])
