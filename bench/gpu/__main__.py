@@ -67,7 +67,8 @@ def collect(machine: Machine, work: Path, names: list[str]) -> tuple[dict[str, o
     """The content of gpu.json from the sections' files of this machine and these kernels, and the verdicts."""
     files = {name: read_rows(work, name) for name in names}
     known = {name: file for name, file in files.items() if file.get("identity") == machine.identity()}
-    judged = verdicts({name: file["rows"] for name, file in known.items()}, machine.arch)
+    complete = [name for name, file in known.items() if file["complete"]]
+    judged = verdicts({name: file["rows"] for name, file in known.items()}, machine.arch, complete)
     content: dict[str, object] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine.describe(),

@@ -61,7 +61,8 @@ def _items(plan: Plan) -> Iterator[Item]:
     for name, cases in groups.items():
         for part, start in enumerate(range(0, len(cases), CASES_A_ROW)):
             chosen = cases[start : start + CASES_A_ROW]
-            yield f"{name} {part}", partial(_check_all, chosen, plan, number, name != "edges")
+            key = f"{name} {part}" if plan.every == 1 else f"{name} {part}, every {plan.every}th"
+            yield key, partial(_check_all, chosen, plan, number, name != "edges")
             number += 1
     for shape in TINY_MODELS if plan.every == 1 else ():
         yield shape.name, partial(check_model, plan.machine, shape, plan.seed)

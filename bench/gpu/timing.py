@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,12 +21,18 @@ def copies(bytes_each: int, machine: Machine, most: int = 512) -> int:
     return 2 if machine.emulated else min(-(-ROTATION_BYTES // bytes_each), most)
 
 
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all warm-ups, as torch keeps freed memory apart by stream."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 def capture(machine: Machine, body: Callable[[], Any]) -> Replay:
     """The launches of `body` as one CUDA graph; on a CPU the body itself."""
     if machine.emulated:
         body()
         return lambda: (body(), None)[1]
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):

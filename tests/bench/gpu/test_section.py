@@ -44,6 +44,11 @@ def test_every_item_is_measured_once(plan: Plans) -> None:
     assert counted.ran == ["a", "b", "c"] * 2
 
 
+def test_a_part_of_the_cases_is_not_complete(plan: Plans) -> None:
+    assert measure(_Counted().section(), plan(every=3), again=False)
+    assert not read_rows(plan().work, "counted")["complete"]
+
+
 def test_an_interrupted_section_goes_on(plan: Plans) -> None:
     broken = _Counted(broken="b")
     with pytest.raises(KeyboardInterrupt):
