@@ -68,6 +68,7 @@ class Memory {
   void* data() const { return data_; }
 
   void write(const Bytes& bytes) {
+    if (bytes.empty()) return;
 #ifdef DLLMC_HOST
     std::memcpy(data_, bytes.data(), bytes.size());
 #else
