@@ -30,9 +30,7 @@ void quantize_rows(DLLMC_PARAM QuantizeArgs p) {
 
 }  // namespace
 
-bool rows_can(const QuantizeArgs& p) {
-  return !p.left_size && !p.tac_block && p.inner <= kThreadValues * kMaxThreads;
-}
+bool rows_can(const QuantizeArgs& p) { return !p.left_size && !p.tac_block && p.inner <= kThreadValues * kMaxThreads; }
 
 const char* run_quantize_rows(const QuantizeArgs& p, const Launch& launch) {
   const int threads = (p.inner / kThreadValues + 31) / 32 * 32;

@@ -173,12 +173,12 @@ constexpr Variant variant() {
 }
 // Of those that fit, the first is the plan's choice for many rows, the last for few.
 constexpr Variant kVariants[] = {
-    variant<1, 2, 1, 256, 2, 2>(),    // small tiles
-    variant<4, 4, 2, 512, 1, 16>(),   // 64 x 64, 56 x 64
-    variant<4, 4, 1, 512, 1, 8>(),    //
-    variant<6, 8, 2, 256, 2, 4>(),    // 96 x 128
-    variant<6, 8, 1, 256, 2, 12>(),   //
-    variant<8, 10, 1, 640, 1, 4>(),   // 128 x 148
+    variant<1, 2, 1, 256, 2, 2>(),   // small tiles
+    variant<4, 4, 2, 512, 1, 16>(),  // 64 x 64, 56 x 64
+    variant<4, 4, 1, 512, 1, 8>(),
+    variant<6, 8, 2, 256, 2, 4>(),   // 96 x 128
+    variant<6, 8, 1, 256, 2, 12>(),
+    variant<8, 10, 1, 640, 1, 4>(),  // 128 x 148
 };
 
 struct TilePlan {
