@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("pipeline", "passes", "plugins")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
+MAX_LINE = 120
+# Kernels know pointers, integers and a stream; their emulation on a CPU maps memory and switches stacks.
+SYSTEM_HEADERS = {"sys/mman.h", "unistd.h", "ucontext.h", "setjmp.h"}
 
 # Room -> rooms it may import.
 MAY_IMPORT = {
@@ -43,6 +46,10 @@ COMMAND_LINE = ("pipeline/cli", "pipeline/__main__.py")
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+NATIVE_FILES = sorted(
+    path for folder in ("plugins", "tests") for kind in ("*.h", "*.cu", "*.cpp") for path in (ROOT / folder).rglob(kind)
+)
+KERNEL_FILES = [path for path in NATIVE_FILES if path.is_relative_to(ROOT / "plugins/cuda")]
 
 
 def named(path: Path) -> str:
@@ -122,6 +129,24 @@ def test_files_and_functions_are_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = int(node.end_lineno or 0) - node.lineno + 1  # options of a command stand above this line
             assert length <= MAX_FUNCTION_LINES, f"{named(path)}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", NATIVE_FILES, ids=named)
+def test_native_files_are_short_and_say_what_they_are(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_FILE_LINES, f"{named(path)} has {len(lines)} lines, at most {MAX_FILE_LINES}"
+    assert max(map(len, lines)) <= MAX_LINE, f"{named(path)} has lines longer than {MAX_LINE}"
+    assert lines[0].startswith("// "), f"{named(path)} does not begin with what it is"
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=named)
+def test_kernels_know_no_runtime(path: Path) -> None:
+    included = re.findall(r'#\s*include [<"]([^>"]+)', path.read_text(encoding="utf-8"))
+    own = {
+        name for name in included if any((folder / name).is_file() for folder in (path.parent, ROOT / "plugins/cuda"))
+    }
+    strangers = [name for name in included if name not in own and "." in name and not name.startswith("cuda_")]
+    assert set(strangers) <= SYSTEM_HEADERS, f"{named(path)} includes {strangers}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -12,7 +12,7 @@ namespace dllmc {
 enum class Type : int32_t { kFloat32 = 0, kFloat16 = 1 };
 
 // Which implementation runs; kAuto lets the plan choose. Every other value forces one, for tests and for timing.
-enum class Path : int32_t { kAuto = 0, kNaive = 1, kRows = 2, kTile = 3, kExact = 4, kSmall = 5, kLarge = 6, kHopper = 7 };
+enum class Path : int32_t { kAuto, kNaive, kRows, kTile, kExact, kSmall, kLarge, kHopper };
 
 struct Device {
   int32_t arch;          // compute capability as two digits: 80, 87, 90, 110, ...

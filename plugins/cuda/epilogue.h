@@ -1,5 +1,5 @@
 // What turns integer sums into outputs: scales, zero point, bias, then SwiGLU or residual, in float32 and in the order
-// of plugins/integer_linear.py, each operation rounded by itself. Only SwiGLU's exponential may differ in the last place.
+// of plugins/integer_linear.py, each operation rounded by itself. SwiGLU's exponential alone may differ, in last bits.
 #pragma once
 
 #include "args.h"

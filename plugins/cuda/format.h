@@ -37,7 +37,9 @@ struct Int4 {
   struct Activation { uint32_t b[2]; };
   static DLLMC_DEVICE Weight weight(const gpu::Vec& x) { return {{x.v[0], x.v[1], x.v[2], x.v[3]}}; }
   static DLLMC_DEVICE Activation activation(const uint32_t* w) { return {{w[0], w[1]}}; }
-  static DLLMC_DEVICE void multiply(int32_t (&d)[4], const Weight& w, const Activation& x) { gpu::mma_int4(d, w.a, x.b); }
+  static DLLMC_DEVICE void multiply(int32_t (&d)[4], const Weight& w, const Activation& x) {
+    gpu::mma_int4(d, w.a, x.b);
+  }
 };
 
 struct WideWeight {
@@ -93,7 +95,9 @@ struct Int8 {
   struct Activation { uint32_t b[2]; };
   static DLLMC_DEVICE Weight weight(const gpu::Vec& x) { return {{x.v[0], x.v[1], x.v[2], x.v[3]}}; }
   static DLLMC_DEVICE Activation activation(const uint32_t* w) { return {{w[0], w[1]}}; }
-  static DLLMC_DEVICE void multiply(int32_t (&d)[4], const Weight& w, const Activation& x) { gpu::mma_int8(d, w.a, x.b); }
+  static DLLMC_DEVICE void multiply(int32_t (&d)[4], const Weight& w, const Activation& x) {
+    gpu::mma_int8(d, w.a, x.b);
+  }
 };
 
 }  // namespace dllmc
