@@ -19,6 +19,8 @@ from plugins import toolchain
 RESOURCES = toolchain.CUDA / "resources.json"
 COLUMNS = ("registers", "stack bytes", "static shared bytes")
 
+SYSTEM_SHARED_BYTES = 1024  # from 90 on, part of the shared memory of every kernel that uses any
+
 
 @dataclass
 class Kernel:
@@ -54,6 +56,10 @@ def _lines(*command: str) -> Iterator[str]:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}")
 
 
+def _number(target: str) -> int:
+    return int(target.rstrip("a"))
+
+
 def _short(demangled: str) -> str:
     """`void dllmc::(anonymous namespace)::name<dllmc::Int4, 2>(dllmc::Args)` -> `name<Int4, 2>`."""
     name = re.sub(r"\(anonymous namespace\)::|dllmc::|^void ", "", demangled)
@@ -77,6 +83,8 @@ def _resources(cuobjdump: str, library: Path, found: dict[str, dict[str, Kernel]
         elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", line):
             made = found[target][kernel]
             made.registers, made.stack, made.shared = map(int, match.groups())
+            if made.shared and _number(target) >= 90:
+                made.shared -= SYSTEM_SHARED_BYTES
 
 
 def _instructions(cuobjdump: str, library: Path, found: dict[str, dict[str, Kernel]]) -> None:
@@ -125,7 +133,7 @@ def census(library: Path) -> Census:
 
 def table(found: Census) -> dict[str, list[list[int] | None]]:
     """Kernel -> per target, in order, its COLUMNS; None where the kernel is left out."""
-    targets = sorted(found, key=lambda target: int(target.rstrip("a")))
+    targets = sorted(found, key=_number)
     kernels = sorted({name for kernels in found.values() for name in kernels})
 
     def row(kernel: Kernel) -> list[int] | None:
@@ -139,7 +147,7 @@ def resources(found: Census) -> str:
     head = {
         "nvcc": toolchain.cuda_version(),
         "columns": COLUMNS,
-        "targets": sorted(found, key=lambda target: int(target.rstrip("a"))),
+        "targets": sorted(found, key=_number),
     }
     lines = [f"  {json.dumps(name)}: {json.dumps(rows)}" for name, rows in table(found).items()]
     text = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
