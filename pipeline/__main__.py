@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -59,31 +59,57 @@ class Terminated(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     invocation = Invocation()
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with warnings.catch_warnings(), _signals_not_lost():
-            _quiet_libraries()
-            result = group.main(arguments, prog_name="dllmc", standalone_mode=False, obj=invocation)
-        return result if isinstance(result, int) else 0
-    except click.ClickException as fault:
-        fault.show()
-        return fault.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _report(f"interrupted{_left_behind(invocation)}", INTERRUPTED)
-    except Terminated:
-        return _report(f"terminated{_left_behind(invocation)}", TERMINATED)
-    except Exception as fault:
-        return _fail(fault, invocation)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    arrived: list[type[BaseException]] = []
+    with _signals_raise(arrived):
+        try:
+            return _run(arguments, invocation)
+        except click.ClickException as fault:
+            fault.show()
+            return fault.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            return _stopped(KeyboardInterrupt, invocation)
+        except Terminated:
+            return _stopped(Terminated, invocation)
+        except Exception as fault:
+            # Extension modules turn the exception of a signal into one of their own.
+            return _stopped(arrived[-1], invocation) if arrived else _fail(fault, invocation)
+
+
+def _run(arguments: Sequence[str] | None, invocation: Invocation) -> int:
+    with warnings.catch_warnings(), _signals_not_lost():
+        _quiet_libraries()
+        result = group.main(arguments, prog_name="dllmc", standalone_mode=False, obj=invocation)
+    return result if isinstance(result, int) else 0
+
+
+def _stopped(kind: type[BaseException], invocation: Invocation) -> int:
+    word, code = ("terminated", TERMINATED) if kind is Terminated else ("interrupted", INTERRUPTED)
+    return _report(f"{word}{_left_behind(invocation)}", code)
 
 
 def _left_behind(invocation: Invocation) -> str:
     return "; nothing was published, repeat the command to go on" if invocation.command in PUBLISHING else ""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+@contextmanager
+def _signals_raise(arrived: list[type[BaseException]]) -> Iterator[None]:
+    """Raise for SIGTERM, and for SIGINT unless it is ignored; `arrived` keeps what was raised."""
+
+    def raising(kind: type[BaseException]) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            arrived.append(kind)
+            raise kind
+
+        return handle
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, raising(Terminated))}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, raising(KeyboardInterrupt))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -260,6 +260,28 @@ def test_a_signal_in_a_weakref_callback_is_not_lost(
     assert capsys.readouterr().err.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_renames_is_not_lost(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Extension modules turn what a Python callback of theirs raised into an error of their own."""
+
+    def act(**unused: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException as fault:
+            raise RuntimeError("error in a callback") from fault
+
+    monkeypatch.setattr("pipeline.cli.models.command", click.Command("models", callback=act))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["models"]) == code
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
 def test_the_module_runs_in_a_checkout(tmp_path: Path) -> None:
     done = run("verify", str(tmp_path))
     assert done.returncode == 4

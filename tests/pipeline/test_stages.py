@@ -191,7 +191,7 @@ def test_a_real_signal_while_lowering(model: Made, tmp_path: Path) -> None:
     time.sleep(0.5)  # into torch's exporter
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert error.splitlines()[-1].startswith("dllmc: interrupted")
     assert not output.exists()
     assert done(output) == ["calibrate", "quantize"]
