@@ -62,14 +62,29 @@ inline void expect_shared(const void* p, const char* what, Position at) {
     running->block->fail("%s: address %p at %s:%d is not in shared memory", what, p, at.file, at.line);
 }
 
+// Until it is waited for, a copy may land at any time, so memory that it covers has no content yet: not what was copied
+// earlier, and not what somebody else wrote there, either.
+inline void disturb_copies() {
+  for (const auto& copy : running->copies) std::memset(copy.shared, 0xA5, 16);
+}
+
 }  // namespace host
 
-inline void sync_block(Position at = Position::here()) { block().barrier(0, block().num_threads, at); }
+inline void sync_block(Position at = Position::here()) {
+  host::disturb_copies();
+  block().barrier(0, block().num_threads, at);
+  host::disturb_copies();
+}
 inline void sync_warp(Position at = Position::here()) {
   int nothing = 0;
+  host::disturb_copies();
   host::meet_warp("sync_warp", at, nothing, [](int* const*) {});
 }
-inline void sync_some(int id, int count, Position at = Position::here()) { block().barrier(id, count, at); }
+inline void sync_some(int id, int count, Position at = Position::here()) {
+  host::disturb_copies();
+  block().barrier(id, count, at);
+  host::disturb_copies();
+}
 
 template <class T>
 T shuffle(T value, int from_lane, Position at = Position::here()) {

@@ -270,6 +270,7 @@ DLLMC_DEVICE void store(const LinearArgs& p, const Corner& corner, unsigned char
   const Rows<Tile> rows(p, corner, warp);
   const int r = gpu::lane() / 4, t = gpu::lane() % 4;
   constexpr int kColumnsAtOnce = Staging<Tile>::kTokens / 8;
+  gpu::wait_copies<0>();  // the zeros past the end of K land here, too
   gpu::sync_block();
   DLLMC_UNROLL
   for (int begin = 0; begin < Tile::kColumns; begin += kColumnsAtOnce) {
