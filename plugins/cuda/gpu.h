@@ -71,8 +71,15 @@ DLLMC_DEVICE unsigned char* shared() {
 DLLMC_DEVICE void trap() { __trap(); }
 DLLMC_DEVICE void sync_block() { __syncthreads(); }
 DLLMC_DEVICE void sync_warp() { __syncwarp(); }
-// Barrier `id` (1..15) of `count` threads, whole warps.
-DLLMC_DEVICE void sync_some(int id, int count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
+// Barrier `id` (1..8) of `count` threads, whole warps. Its number is part of the instruction: one from a register would
+// claim all 16 barriers, and an SM has too few of them for two such blocks.
+template <int kId = 1>
+DLLMC_DEVICE void sync_some(int id, int count) {
+  if constexpr (kId < 8) {
+    if (id != kId) return sync_some<kId + 1>(id, count);
+  }
+  asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(count) : "memory");
+}
 
 template <class T>
 DLLMC_DEVICE T shuffle(T value, int from_lane) {
@@ -205,14 +212,22 @@ DLLMC_DEVICE void mma_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t
 // Starts `kernel` on the stream; null, or why it did not start.
 template <class Args>
 const char* launch(void (*kernel)(Args), Dim grid, int threads, size_t shared_bytes, void* stream, const Args& args) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaError_t status = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return cudaGetErrorString(status);
+    // The limit belongs to the function: all that a device allows, so that no launch lowers it for another thread's.
+    int device = 0, most = 0;
+    status = cudaGetDevice(&device);
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess) {
+      status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
   }
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args);
-  const cudaError_t status = cudaGetLastError();
+  void* arguments[] = {const_cast<Args*>(&args)};
+  if (status == cudaSuccess) {
+    status = cudaLaunchKernel(function, dim3(grid.x, grid.y, grid.z), dim3(static_cast<unsigned>(threads)), arguments,
+                              shared_bytes, static_cast<cudaStream_t>(stream));
+  }
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }
 

@@ -25,7 +25,7 @@ class RowLists {
   DLLMC_DEVICE Best best() const {
     Best best = {{-INFINITY, kNoId}, 0};
     for (int s = gpu::lane(); s < slabs_; s += kThreads) {
-      if (taken_[s] == top_k_) continue;
+      if (taken_[s] >= top_k_) continue;
       const Candidate head = lists_[s * top_k_ + taken_[s]];
       if (is_before(head, best.candidate)) best = {head, s};
     }
@@ -58,7 +58,7 @@ DLLMC_DEVICE void merge_top(const HeadTask& task, int64_t row) {
       p.top_logits[row * p.top_k + k] = best.logit;
       p.top_ids[row * p.top_k + k] = best.id;
     }
-    if (own.candidate.id != best.id) continue;
+    if (own.candidate.id != best.id || best.id == kNoId) continue;  // logits that are not numbers leave lists short
     lists.take(own.slab);
     own = lists.best();
   }
