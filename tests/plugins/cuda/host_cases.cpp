@@ -257,6 +257,28 @@ void copies() {
   }
 }
 
+// Memory reused while a copy to it is under way, which lands behind the barrier for all that is known.
+template <int kPending>
+DLLMC_KERNEL(32, 1)
+void reuse(DLLMC_PARAM Buffers args) {
+  uint32_t* mine = reinterpret_cast<uint32_t*>(gpu::shared()) + 4 * gpu::lane();
+  gpu::copy_async(mine, args.in);
+  gpu::commit_copies();
+  gpu::wait_copies<kPending>();
+  mine[0] = 7u;
+  gpu::sync_block();
+  args.out[gpu::lane()] = mine[0];
+}
+
+void reused_memory() {
+  alignas(16) uint32_t in[4] = {};
+  uint32_t out[32];
+  launch(reuse<0>, {1}, kLanes, 512, Buffers{in, out});
+  for (int lane = 0; lane < kLanes; ++lane) expect(out[lane] == 7u, "waited for", lane);
+  launch(reuse<1>, {1}, kLanes, 512, Buffers{in, out});
+  for (int lane = 0; lane < kLanes; ++lane) expect(out[lane] == 0xA5A5A5A5u, "under way", lane);
+}
+
 // ---- Numbers.
 
 void halves() {
@@ -346,6 +368,7 @@ int main(int count, char** words) {
       {"copies_all_done", copies<0>},
       {"copies_one_pending", copies<1>},
       {"copies_not_waited_for", copies<2>},
+      {"reused_memory", reused_memory},
       {"halves", halves},
       {"numbers", numbers},
       {"races", races},

@@ -21,6 +21,7 @@ CASES = (
     "copies_all_done",
     "copies_one_pending",
     "copies_not_waited_for",
+    "reused_memory",
     "halves",
     "numbers",
     "races",
