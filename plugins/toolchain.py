@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,10 +76,19 @@ def nvcc() -> Path:
     return cuda_program("nvcc")
 
 
+def cmake() -> Path:
+    return _program("cmake", "CMake")
+
+
 def cuda_version() -> str:
     """nvcc's version, like "13.0.88"."""
     text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     return re.search(r"V(\d+\.\d+\.\d+)", text)[1]  # type: ignore[index]
+
+
+def jobs() -> int:
+    """How many compilers of kernels run at once; each takes gigabytes, so few but on machines with many processors."""
+    return max(2, (os.cpu_count() or 1) // 4)
 
 
 def sources() -> list[Path]:
@@ -87,21 +96,26 @@ def sources() -> list[Path]:
     return sorted(CUDA.glob("*.cu"))
 
 
-def _includes(source: Path, seen: set[Path]) -> set[Path]:
-    """`source` and every file of ours that it includes."""
+def _includes(source: Path, folders: Sequence[Path], seen: set[Path]) -> set[Path]:
+    """`source` and every file of ours that it includes from its own folder or from `folders`."""
     if source not in seen:
         seen.add(source)
         for name in re.findall(r'^\s*#\s*include "([^"]+)"', source.read_text(), re.MULTILINE):
-            for folder in (source.parent, CUDA):
-                if (folder / name).exists():
-                    _includes((folder / name).resolve(), seen)
-                    break
+            found = next((folder / name for folder in (source.parent, *folders) if (folder / name).exists()), None)
+            if found:
+                _includes(found.resolve(), folders, seen)
     return seen
 
 
-def _digest(command: Sequence[str], files: Sequence[Path]) -> str:
+def _named_in(command: Sequence[str]) -> set[Path]:
+    """Files that the options of a command name, like --options-file=FILE, @FILE or -Wl,--version-script=FILE."""
+    words = {part for word in command[1:] for part in re.split("[=,@]", word)}
+    return {Path(word) for word in words if word and Path(word).is_file()}
+
+
+def _digest(command: Sequence[str], files: Iterable[Path]) -> str:
     digest = hashlib.sha256("\0".join(command).encode())
-    for file in sorted(files):
+    for file in sorted({*files, *_named_in(command)}):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -130,7 +144,8 @@ def _run(command: Sequence[str], output: Path) -> None:
 
 def compiled(command: Sequence[str], source: Path, suffix: str, folder: Path = BUILD) -> Path:
     """`source` compiled by `command` (compiler and flags), taken from `folder` where it was made before."""
-    digest = _digest(command, [HOST_FLAGS, NVCC_FLAGS, *_includes(source.resolve(), set())])
+    folders = [Path(word[2:]) for word in command if word.startswith("-I")]
+    digest = _digest(command, _includes(source.resolve(), folders, set()))
     output = folder / "objects" / f"{source.stem}-{digest}{suffix}"
     with locked(output.with_suffix(".lock")):
         if not output.exists():
@@ -139,9 +154,8 @@ def compiled(command: Sequence[str], source: Path, suffix: str, folder: Path = B
 
 
 def linked(command: Sequence[str], objects: Sequence[Path], name: str, folder: Path = BUILD) -> Path:
-    """The library `name` of `objects`, whose names tell their contents."""
-    digest = hashlib.sha256("\0".join([*command, *(file.name for file in objects)]).encode()).hexdigest()[:16]
-    output = folder / f"lib{name}-{digest}.so"
+    """The library `name` of `objects`, taken from `folder` where it was made before."""
+    output = folder / f"lib{name}-{_digest(command, objects)}.so"
     with locked(output.with_suffix(".lock")):
         if not output.exists():
             _run([*command, *map(str, objects)], output)
@@ -158,23 +172,19 @@ def build_host(folder: Path = BUILD) -> Path:
 
 
 def build_plugin(machine: str, folder: Path = BUILD.parent / "plugins") -> Path:
-    """libdllmc_tensorrt.so by CMake, for x86_64 or aarch64 GPUs or, as "host", with the kernels on this CPU.
+    """libdllmc_tensorrt.so by CMake, for GPUs beside an x86_64 or an aarch64 CPU.
 
     Raises ToolMissingError without CMake, compilers, nvcc or the cudart of the target; RuntimeError if one fails.
     """
-    options = ["-G", "Ninja"] if shutil.which("ninja") else []
-    if machine == "host":
-        options += [f"-DCMAKE_CXX_COMPILER={host_compiler()}", "-DDLLMC_HOST=ON"]
-    else:
-        options += [f"-DDLLMC_CUDA={nvcc().parents[1]}"]
-        aarch64_compiler() if machine == "aarch64" else host_compiler()
+    options = [f"-DDLLMC_CUDA={nvcc().parents[1]}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
+    aarch64_compiler() if machine == "aarch64" else host_compiler()
     if machine == "aarch64":
         cudart = fetched("aarch64/nvidia/cu13/lib/libcudart_static.a").parent
         options += [f"-DCMAKE_TOOLCHAIN_FILE={CUDA.parent}/aarch64.cmake", f"-DDLLMC_CUDART={cudart}"]
-    cmake, output = str(_program("cmake", "CMake")), folder / machine
+    output = folder / machine
     with locked(folder / f"{machine}.lock"):
-        _check([cmake, "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
-        _check([cmake, "--build", str(output), "--parallel", os.environ.get("DLLMC_BUILD_JOBS", "2")])
+        _check([str(cmake()), "-S", str(CUDA.parent), "-B", str(output), "-DCMAKE_BUILD_TYPE=Release", *options])
+        _check([str(cmake()), "--build", str(output), "--parallel", str(jobs())])
     return output / "libdllmc_tensorrt.so"
 
 
@@ -188,8 +198,7 @@ def build_cuda_library(folder: Path, arch: int) -> Path:
     name = f"{arch}a" if arch == 90 else str(arch)  # wgmma is of 90a alone
     compiler = str(nvcc())
     command = [compiler, f"--options-file={NVCC_FLAGS}", f"-gencode=arch=compute_{name},code=sm_{name}", f"-I{CUDA}"]
-    # A compiler of kernels takes gigabytes, so only machines with many processors run several.
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
+    with ThreadPoolExecutor(jobs()) as pool:
         objects = list(pool.map(lambda source: compiled([*command, "-c"], source, ".o", folder), sources()))
     home = Path(compiler).resolve().parents[1]  # wheels keep libraries in lib, toolkits in lib64
     link = [compiler, "-shared", "-cudart=static", f"-L{home / 'lib'}", f"-L{home / 'lib64'}"]

@@ -54,6 +54,33 @@ def test_is_compiled_once_per_content(compiler: str, source: Path, tmp_path: Pat
     assert linked([compiler], [second], "kernels", tmp_path / "build") != library and runs() == 5
 
 
+def test_a_change_in_what_options_name_is_seen(compiler: str, source: Path, tmp_path: Path) -> None:
+    headers, exports, build = tmp_path / "headers", tmp_path / "exports.map", tmp_path / "build"
+    headers.mkdir()
+    (headers / "far.h").write_text("#pragma once\n")
+    source.write_text('#include "far.h"\n')
+    command = [compiler, f"-I{headers}", "-c"]
+    first = compiled(command, source, ".o", build)
+    (headers / "far.h").write_text("#pragma once\nint changed;\n")
+    second = compiled(command, source, ".o", build)
+    assert second != first
+    exports.write_text("{ local: *; };\n")
+    link = [compiler, f"-Wl,--no-undefined,--version-script={exports}"]
+    library = linked(link, [second], "kernels", build)
+    assert linked(link, [second], "kernels", build) == library
+    exports.write_text("{ global: one; local: *; };\n")
+    changed = linked(link, [second], "kernels", build)
+    assert changed != library
+    second.write_text("made by CMake under one name\n")
+    assert linked(link, [second], "kernels", build) != changed
+    flags = tmp_path / "flags"
+    flags.write_text("-O1\n")
+    for option in (f"@{flags}", f"--options-file={flags}"):
+        flagged = compiled([compiler, option], source, ".o", build)
+        flags.write_text(flags.read_text() + "-g\n")
+        assert compiled([compiler, option], source, ".o", build) != flagged
+
+
 def test_a_failed_compiler_says_why_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
     broken = program(tmp_path / "broken", "#!/bin/sh\necho half > /dev/null\necho no such type >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match="no such type"):
