@@ -35,3 +35,13 @@ def unpack_int4(packed: Tensor) -> Tensor:
     wide = packed.to(torch.int16)
     nibbles = torch.stack((wide & 0xF, wide >> 4), dim=-1).flatten(-2)
     return torch.where(nibbles > 7, nibbles - 16, nibbles).to(torch.int8)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Int8 codes [..., K] as kernels hold them: int8 [..., K / codes_per_byte(bits)]."""
+    return pack_int4(codes).view(torch.int8) if codes_per_byte(bits) == 2 else codes
+
+
+def unpack_codes(stored: Tensor, bits: int) -> Tensor:
+    """Inverse of `pack_codes`."""
+    return unpack_int4(stored.view(torch.uint8)) if codes_per_byte(bits) == 2 else stored

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.gpu.kernels import SMALL_ROWS
 from bench.gpu.operands import Draws
 from bench.gpu.shapes import ModelShape, gate_slices
 from plugins.int4 import code_limit
 
 EDGE_ROWS = (1, 7, 8, 9, 31, 33, 37, 64, 65, 130, 257)
-SMALL_ROWS = 64
 FORMATS = {"w4a4": (4, 4), "w4a8": (8, 4), "w8a8": (8, 8), "w3a3": (3, 3)}
 LINEAR_PATHS = ("auto", "naive", "small", "large", "hopper")
 QUANTIZE_PATHS = ("auto", "naive", "rows", "tile", "exact")

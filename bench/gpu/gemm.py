@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.kernels import Kernels
+from bench.gpu.kernels import SMALL_ROWS, Kernels
 from bench.gpu.machine import Machine
 from bench.gpu.operands import Draws
 from bench.gpu.section import Item, Plan, Row, Section
@@ -20,7 +20,6 @@ from bench.gpu.shapes import MODELS, ROWS, TINY_MODELS, Gemm
 from bench.gpu.timing import Times, capture_all, copies, interleaved, paired
 
 PATHS = ("auto", "small", "large", "hopper")
-SMALL_ROWS = 64
 INT8_ROWS = 17  # torch's int8 product takes no fewer
 
 

@@ -1,19 +1,23 @@
 """What the measured code calls: the compiled kernels, the torch references behind the same calls, or both compared."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from plugins.cuda_library import CudaLibrary
 from plugins.head import head
-from plugins.int4 import pack_int4, unpack_int4
+from plugins.int4 import pack_codes, unpack_codes
 from plugins.integer_linear import integer_linear
 from plugins.quantize import quantize
 from plugins.rotate import rotate
 
 Codes = tuple[Tensor, Tensor, Tensor]
 Recorded = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+SMALL_ROWS = 64  # the most that the small path takes
 
 
 class Kernels(Protocol):
@@ -32,8 +36,11 @@ class Kernels(Protocol):
     def rotate(self) -> Callable[..., Tensor]: ...
 
 
-def _wide(packed: Tensor, bits: int) -> Tensor:
-    return unpack_int4(packed.view(torch.uint8)) if bits <= 4 else packed
+def _arguments(method: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of the library but `path`, by name, with the library's defaults."""
+    call = inspect.signature(method).bind(None, *given, **named)
+    call.apply_defaults()
+    return {name: value for name, value in call.arguments.items() if name not in ("self", "path")}
 
 
 class References:
@@ -41,44 +48,17 @@ class References:
 
     def quantize(self, x: Tensor, bits: int = 4, path: str = "auto", **given: Any) -> Codes:
         codes, scale, zero = quantize(x, bits=bits, **given)
-        return pack_int4(codes).view(torch.int8) if bits <= 4 else codes, scale, zero
+        return pack_codes(codes, bits), scale, zero
 
-    def linear(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        zero: Tensor | None,
-        weight: Tensor,
-        w_scale: Tensor,
-        w_sum: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        a_bits: int = 4,
-        w_bits: int = 4,
-        a_group: int = 0,
-        w_group: int = 0,
-        swiglu: bool = False,
-        layout: int = 1,
-        y_type: torch.dtype = torch.float32,
-        path: str = "auto",
-    ) -> Tensor:
-        wide, codes = _wide(weight, w_bits), _wide(codes, a_bits)
-        numbers = (a_bits, w_bits, a_group, w_group, swiglu, layout)
-        return integer_linear(codes, scale, zero, wide, w_scale, w_sum, bias, residual, *numbers).to(y_type)
+    def linear(self, *given: Any, **named: Any) -> Tensor:
+        arguments = _arguments(CudaLibrary.linear, given, named)
+        y_type: torch.dtype = arguments.pop("y_type")
+        for name, bits in (("codes", "a_bits"), ("weight", "w_bits")):
+            arguments[name] = unpack_codes(arguments[name], arguments[bits])
+        return integer_linear(**arguments).to(y_type)
 
-    def head(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        w_scale: Tensor,
-        logit_bias: Tensor,
-        inv_temp: Tensor,
-        top_k: int,
-        layout: int = 1,
-        path: str = "auto",
-    ) -> Recorded:
-        return head(codes, scale, weight, w_scale, logit_bias, inv_temp, top_k, layout)
+    def head(self, *given: Any, **named: Any) -> Recorded:
+        return head(**_arguments(CudaLibrary.head, given, named))
 
     def rotate(
         self, x: Tensor, blocks: Tensor, perm: Tensor, y_type: torch.dtype = torch.float32, path: str = "auto"

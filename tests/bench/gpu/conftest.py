@@ -1,6 +1,5 @@
 """The GPU measurements on a CPU: with the references behind the kernels' calls, or with the emulated kernels."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from bench.gpu.kernels import References
 from bench.gpu.machine import Machine, emulated_machine
 from bench.gpu.section import Plan
 from plugins import toolchain
+from tests.plugins.tools import made
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,7 @@ def simulated() -> Machine:
 @pytest.fixture(scope="session")
 def emulated() -> Machine:
     """A machine whose kernels are the host build; skips by name without a compiler."""
-    try:
-        return emulated_machine(toolchain.build_host())
-    except toolchain.ToolMissingError as missing:
-        if os.environ.get("DLLMC_REQUIRE_TOOLS"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    return emulated_machine(made(toolchain.build_host))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from bench.gpu.correctness import check
 from bench.gpu.kernels import References
 from bench.gpu.operands import Draws
 from bench.gpu.shapes import LLADA, TINY_DREAM
-from plugins.int4 import pack_int4, unpack_int4
+from plugins.int4 import pack_codes, unpack_codes
 
 CASES = all_cases()
 LINEAR = next(c for c in CASES if c.op == "linear" and c.name.startswith("w4a4 bias"))
@@ -94,14 +94,14 @@ def _beside_halves(*values: float) -> tuple[Tensor, dict[str, object], list[Tens
 
 def _moved(expected: list[Tensor], column: int, steps: int) -> list[Tensor]:
     """The outputs with one code moved."""
-    codes = unpack_int4(expected[0].view(torch.uint8))
+    codes = unpack_codes(expected[0], 4)
     codes[0, column] += steps
-    return [pack_int4(codes).view(torch.int8), *expected[1:]]
+    return [pack_codes(codes, 4), *expected[1:]]
 
 
 def test_a_code_beside_a_half_may_differ_by_one() -> None:
     x, named, expected = _beside_halves(2.5, 3.2)
-    down = -1 if int(unpack_int4(expected[0].view(torch.uint8))[0, 1]) == 3 else 1
+    down = -1 if int(unpack_codes(expected[0], 4)[0, 1]) == 3 else 1
     assert compare_call("quantize", _moved(expected, 1, down), expected, (x,), named) is None
     assert compare_call("quantize", _moved(expected, 1, 2 * down), expected, (x,), named)
     assert "away from a half" in str(compare_call("quantize", _moved(expected, 2, 1), expected, (x,), named))
@@ -111,7 +111,7 @@ def test_many_codes_may_not_differ() -> None:
     x, named, expected = _beside_halves(*[2.5] * 8)
     found = expected
     for column in range(1, 9):
-        found = _moved(found, column, -1 if int(unpack_int4(found[0].view(torch.uint8))[0, column]) == 3 else 1)
+        found = _moved(found, column, -1 if int(unpack_codes(found[0], 4)[0, column]) == 3 else 1)
     assert "8 of 128 codes differ" in str(compare_call("quantize", found, expected, (x,), named))
 
 

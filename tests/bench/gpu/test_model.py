@@ -19,7 +19,7 @@ from bench.gpu.passes import PassCase, pass_cases, prepare_pass, whole_pass
 from bench.gpu.quantized import METHODS, QuantizedModel
 from bench.gpu.shapes import TINY_DREAM, TINY_LLADA, ModelShape
 from pipeline.models.transformer import rotary_angles, rotate
-from plugins.int4 import unpack_int4
+from plugins.int4 import unpack_codes
 from plugins.layout import from_layout
 from plugins.quantize import quantize
 
@@ -110,7 +110,7 @@ def plain_linear(block: dict[str, Any], name: str, x: Tensor, state: Tensor) -> 
     """One linear by the references, on weights and activations that are unpacked first."""
     site, linear = block["sites"][name], block["linears"][name]
     codes, scale, _ = quantize(x, **site, **({"state": state} if "left" in site else {}))
-    weight = from_layout(unpack_int4(linear["weight"].view(torch.uint8)), 1, 2)
+    weight = from_layout(unpack_codes(linear["weight"], 4), 1, 2)
     y = scale * (linear["w_scale"][:, 0] * (codes.double() @ weight.double().t()).float())
     return y + linear.get("bias", 0.0)
 

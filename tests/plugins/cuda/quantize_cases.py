@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plugins.affine_grid import split_groups
-from plugins.int4 import code_limit, pack_int4
+from plugins.int4 import code_limit, pack_codes, unpack_codes
 from plugins.quantize import quantize
 
 # float32: one operation is off by at most half of this.
@@ -24,16 +24,8 @@ def hard_rows(inner: int, seed: int = 0) -> Tensor:
     return torch.cat([x, torch.stack(odd)])
 
 
-def packed(codes: Tensor, bits: int) -> Tensor:
-    return pack_int4(codes).view(torch.int8) if bits <= 4 else codes
-
-
-def unpacked(codes: Tensor, bits: int) -> Tensor:
-    return torch.stack([codes << 4 >> 4, codes >> 4], dim=-1).flatten(-2) if bits <= 4 else codes
-
-
 def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], bits: int) -> None:
-    assert torch.equal(found[0], packed(expected[0], bits))
+    assert torch.equal(found[0], pack_codes(expected[0], bits))
     assert torch.equal(found[1], expected[1])
     assert torch.equal(found[2], expected[2])
 
@@ -56,7 +48,7 @@ def assert_near(found: tuple[Tensor, ...], y: Tensor, error: Tensor, options: di
     assert ((found[1] - scale).abs().double().unsqueeze(-1) <= wide * moved).all()
     steps = (values / wide).clamp(-2 * limit - 1, 2 * limit + 1)
     near_half = _is_near_half(steps, errors / wide + steps.abs() * moved + (2 * limit + 1) * 3 * EPSILON)
-    found_codes, codes = (split_groups(c.int(), a_group) for c in (unpacked(found[0], bits), codes))
+    found_codes, codes = (split_groups(c.int(), a_group) for c in (unpack_codes(found[0], bits), codes))
     shift = torch.zeros_like(wide, dtype=torch.int32)
     if zero.numel():
         high = values.amax(-1, keepdim=True).clamp(min=0) * options.get("clip_hi", 1.0)

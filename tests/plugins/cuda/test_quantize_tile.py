@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from plugins.int4 import unpack_codes
 from plugins.quantize import prepare
-from tests.plugins.cuda.quantize_cases import assert_near, hard_rows, unpacked
+from tests.plugins.cuda.quantize_cases import assert_near, hard_rows
 
 HALF = 2.0**-11
 
@@ -251,7 +252,7 @@ def test_tac_alone_runs_in_float32(g: int, kernels: Any) -> None:
 def test_codes_of_the_other_state_are_zero(kernels: Any) -> None:
     for axis in (0, 1):
         case = make_case(16, 24, torch.randn(5, 384, generator=random_of(axis)), gate_axis=axis, gate_size=3)
-        codes = unpacked(kernels().quantize(case.x, **case.tensors, **case.options)[0], 4).reshape(5, 16, 24)
+        codes = unpack_codes(kernels().quantize(case.x, **case.tensors, **case.options)[0], 4).reshape(5, 16, 24)
         for tile, state in zip(codes if axis == 0 else codes.transpose(1, 2), case.tensors["state"], strict=True):
             kept, dropped = (tile[-6:-3], tile[-3:]) if state == 1 else (tile[-3:], tile[-6:-3])
             assert kept.any() and not dropped.any()
