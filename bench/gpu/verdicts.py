@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench.gpu.cases import all_cases
 from bench.gpu.correctness import wrong_cases
 from bench.gpu.quantized import METHODS
 from bench.gpu.sanitizer import TOOLS
@@ -65,9 +66,8 @@ def _correctness(sections: Sections, arch: int, complete: bool) -> Iterator[Verd
         return
     wrong = wrong_cases(rows)
     ran = {path for row in rows.values() for path in row["by_path"]}
-    wanted = {f"linear {p}" for p in ("auto", "naive", "small", "large")} | {f"quantize {p}" for p in ("auto", "naive")}
-    wanted |= {f"quantize {p}" for p in ("rows", "tile", "exact")} | {"head auto", "head naive", "rotate auto"}
-    missing = sorted((wanted | ({"linear hopper"} if arch == 90 else set())) - ran)
+    wanted = {f"{case.op} {case.path}" for case in all_cases()} - (set() if arch == 90 else {"linear hopper"})
+    missing = sorted(wanted - ran)
     note = f"{sum(row['checked'] for row in rows.values())} cases"
     if not wrong and not complete:
         yield Verdict(line=line, outcome="waiting", note=f"{note} right so far")

@@ -31,16 +31,9 @@ def measured() -> dict[str, Any]:
         f"LLaDA-8B qkv {rows}": {"rows": rows, "bytes_per_s": {"auto": 3.6e12, "copy": 4e12, "negation": 3.9e12}}
         for rows in (32, 512, 8192)
     }
-    checked = [
-        "linear auto",
-        "linear naive",
-        "linear small",
-        "linear large",
-        "linear hopper",
-        "head auto",
-        "head naive",
-    ]
-    checked += [f"quantize {path}" for path in ("auto", "naive", "rows", "tile", "exact")] + ["rotate auto"]
+    checked = [f"linear {path}" for path in ("auto", "naive", "small", "large", "hopper")]
+    checked += [f"quantize {path}" for path in ("auto", "naive", "rows", "tile", "exact")]
+    checked += [f"{op} {path}" for op in ("head", "rotate") for path in ("auto", "naive")]
     return {
         "correctness": {"edges 0": {"checked": 9, "by_path": dict.fromkeys(checked, 1), "wrong": {}}},
         "sanitizer": {tool: {"errors": 0, "checked": 9, "wrong": 0} for tool in ("memcheck", "racecheck", "synccheck")},
@@ -120,6 +113,9 @@ def test_a_wrong_or_missing_kernel_fails() -> None:
     sections = measured()
     sections["correctness"]["edges 0"]["wrong"] = {"linear w4a4 small": "3 of 9 wrong"}
     assert by_line(sections)["every kernel right"].outcome == "fail"
+    sections = measured()
+    del sections["correctness"]["edges 0"]["by_path"]["rotate naive"]
+    assert "never ran: rotate naive" in by_line(sections)["every kernel right"].note
     sections = measured()
     del sections["correctness"]["edges 0"]["by_path"]["linear hopper"]
     assert "never ran: linear hopper" in by_line(sections)["every kernel right"].note
