@@ -7,7 +7,8 @@
 //   live PLUGIN FIELDS INPUTS FOLDER      a whole life; outputs are written to FOLDER/0, FOLDER/1, ...
 //   quit
 //   FIELDS  a count, then for each: NAME TYPE LENGTH BYTES     NAME and BYTES: x and hexadecimal digits, - for a null
-//   pointer INPUTS  a count, then for each: TYPE RANK SIZES LARGEST PATH     raw bytes of the tensor, - for zeros
+//                                                              pointer
+//   INPUTS  a count, then for each: TYPE RANK SIZES LARGEST PATH     raw bytes of the tensor, - for zeros
 //
 // A life: fields -> create -> clone -> types, shapes -> every format of every tensor -> configure -> workspace ->
 // serialise -> create in the runtime phase -> attach -> shape change -> enqueue -> destroy. With DLLMC_HOST tensors are
