@@ -26,6 +26,13 @@ KERNEL_SOURCES = ("plugins/*.py", "plugins/cuda/*", "plugins/cuda/host/*")
 BENCH_SOURCES = ("bench/gpu/*.py",)
 
 
+OLDEST_ARCH = 80  # the kernels copy to shared memory asynchronously
+
+
+class UnusableError(RuntimeError):
+    """Nothing can be measured on this machine; the message says why in one line."""
+
+
 def source_hash(*patterns: str) -> str:
     """Of the files that decide a figure."""
     digest = hashlib.sha256()
@@ -120,12 +127,15 @@ def _smi(*fields: str) -> dict[str, str]:
 
 
 def cuda_machine(library: Path | None) -> Machine:
-    """The first CUDA device; builds the library for it unless one is given."""
+    """The first CUDA device; builds the library for it unless one is given. Raises UnusableError for an old one."""
     device = torch.device("cuda", 0)
     torch.cuda.set_device(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < OLDEST_ARCH:
+        name = torch.cuda.get_device_name(device)
+        raise UnusableError(f"{name}: got compute capability {major}.{minor}, expected {OLDEST_ARCH / 10} or newer")
     torch.zeros(1, device=device)  # the library works in the context that torch has made
     if library is None:
-        major, minor = torch.cuda.get_device_capability(device)
         library = build_cuda_library(ROOT / "build" / "bench", 10 * major + minor)
     path = library.resolve()
     return Machine(
@@ -139,11 +149,12 @@ def cuda_machine(library: Path | None) -> Machine:
 
 def emulated_machine(library: Path | None, kernels: Kernels | None = None) -> Machine:
     """The CPU, with the host library or with any kernels given; its figures mean nothing."""
+    path = library.resolve() if library else None
 
     def load(poisoned: bool) -> Kernels:
         if kernels is not None:
             return kernels
-        assert library is not None, "emulation needs the host library"
-        return CudaLibrary(library, EMULATED, poisoned=poisoned)
+        assert path is not None, "emulation needs the host library"
+        return CudaLibrary(path, EMULATED, poisoned=poisoned)
 
-    return Machine(device=torch.device("cpu"), emulated=True, load=load, library=library, compile=False)
+    return Machine(device=torch.device("cpu"), emulated=True, load=load, library=path, compile=False)

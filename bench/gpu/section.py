@@ -52,12 +52,18 @@ class Section:
 
 
 def read_rows(work: Path, name: str) -> dict[str, Any]:
-    """The file of a section, or an empty one."""
-    path = work / f"{name}.json"
+    """The file of a section, or an empty one; a file that cannot be read counts as empty, and a line says so."""
+    path, empty = work / f"{name}.json", {"complete": False, "rows": {}}
     if not path.is_file():
-        return {"complete": False, "rows": {}}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+        return empty
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+            raise ValueError("no rows in it")
+    except (OSError, ValueError) as reason:
+        print(f"{path} cannot be read and counts as empty: {reason}")
+        return empty
+    return empty | content
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -75,3 +75,13 @@ def test_results_of_other_kernels_are_not_mixed_in(plan: Plans) -> None:
     path.write_text(json.dumps(content))
     measure(counted.section(), plan(), again=False)
     assert counted.ran == ["a", "b", "c"] * 2
+
+
+@pytest.mark.parametrize("text", ['{"complete": true, "rows": {"a": ', "[]", "{}", "\0", '{"rows": []}'])
+def test_a_damaged_file_counts_as_empty(text: str, plan: Plans, capsys: pytest.CaptureFixture[str]) -> None:
+    counted, path = _Counted(), plan().work / "counted.json"
+    path.write_text(text)
+    assert measure(counted.section(), plan(), again=False)
+    assert f"{path} cannot be read and counts as empty: " in capsys.readouterr().out
+    assert counted.ran == ["a", "b", "c"]
+    assert read_rows(plan().work, "counted")["complete"]
