@@ -71,9 +71,11 @@ def _swap_ids(outputs: list[Tensor]) -> None:
         (GATED, lambda outputs: outputs[1].mul_(1.01)),
         (HEAD, _swap_ids),
         (HEAD, _next_float(1)),
-        (HEAD, lambda outputs: outputs[2].mul_(1.001)),
+        (HEAD, lambda outputs: outputs[2].mul_(1 + 2.0**-15)),
+        (HEAD, lambda outputs: outputs[3].mul_(1 + 2.0**-15)),
+        (HEAD, lambda outputs: outputs[4].mul_(1 + 2.0**-15)),
         (HEAD, _fill(4, torch.nan)),
-        (ROTATE, lambda outputs: outputs[0].add_(1e-3)),
+        (ROTATE, lambda outputs: outputs[0].add_(2.0**-16)),
         (ROTATE, _fill(0, torch.nan)),
     ],
     ids=lambda value: value.key if isinstance(value, Case) else "",
@@ -104,7 +106,9 @@ def test_a_code_beside_a_half_may_differ_by_one() -> None:
     down = -1 if int(unpack_codes(expected[0], 4)[0, 1]) == 3 else 1
     assert compare_call("quantize", _moved(expected, 1, down), expected, (x,), named) is None
     assert compare_call("quantize", _moved(expected, 1, 2 * down), expected, (x,), named)
-    assert "away from a half" in str(compare_call("quantize", _moved(expected, 2, 1), expected, (x,), named))
+    assert "codes: 1 of 128 wrong" in str(compare_call("quantize", _moved(expected, 2, 1), expected, (x,), named))
+    x, named, expected = _beside_halves(2.5 - 2e-5)
+    assert "codes: 1 of 128 wrong" in str(compare_call("quantize", _moved(expected, 1, 1), expected, (x,), named))
 
 
 def test_many_codes_may_not_differ() -> None:
@@ -117,7 +121,25 @@ def test_many_codes_may_not_differ() -> None:
 
 def test_shapes_and_types_count() -> None:
     assert equal(torch.zeros(2), torch.zeros(3))
-    assert close(torch.zeros(2), torch.zeros(2, dtype=torch.float16), 1.0, 1.0)
+    assert close(torch.zeros(2), torch.zeros(2, dtype=torch.float16), torch.ones(2))
+    x, named, expected = _beside_halves(2.5)
+    assert "scale: torch.float32 [1]" in str(
+        compare_call("quantize", [expected[0], expected[1][0], expected[2]], expected, (x,), named)
+    )
+
+
+def test_a_tail_far_below_one_is_not_lost() -> None:
+    """The best logit stands so far above the others that together they weigh less than any absolute bound."""
+    given, named = CALLS["head"](HEAD, Draws(torch.device("cpu"), 3))
+    bias = torch.zeros_like(given[4])
+    bias[77] = 24.0
+    given = (*given[:4], bias, *given[5:])
+    expected = list(References().head(*given, **named))
+    assert 0 < float(expected[2].max()) < 1e-4
+    assert compare_call("head", expected, expected, given, named) is None
+    assert "tail" in str(
+        compare_call("head", [*expected[:2], torch.zeros_like(expected[2]), *expected[3:]], expected, given, named)
+    )
 
 
 def test_cases_have_names_of_their_own() -> None:

@@ -1,13 +1,6 @@
 """Kronecker transform and TAC: halves on tensor cores, float32 on CUDA cores, and the naive twin.
 
-Tile path. A rounding to a half errs by at most u = 2^-11 of the number. What is rounded: the row x (exact if it is
-float16 and nothing multiplies it), right R, the tile Y = X R between the stages, left L; with TAC its result. An error
-e enters z = L^T X R by a known factor: x by L R, R by L^T X, Y by L, L by Y. The errors are taken as independent with
-mean 0, so by Hoeffding z is off by more than t = 7 sqrt(sum (factor u |number|)^2) with probability 2 exp(-49 / 2) =
-5e-11. Sums in float32 add 2^-19 of the sum of magnitudes (at most 26 additions of 16 products, each to 2^-23).
-A code can differ only where x / s is within t / s (and the scale's own error) of a half: `assert_near`.
-
-Exact path. Every float32 operation of a sum errs by 2^-24 of the sum of magnitudes.
+How far each may be from the reference is derived in bench/gpu/bounds.py; what a GPU is judged by is proven here.
 """
 
 from dataclasses import dataclass, field
@@ -17,26 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.gpu.bounds import rounding_of_floats, rounding_of_halves
 from plugins.int4 import unpack_codes
 from plugins.quantize import prepare
 from tests.plugins.cuda.quantize_cases import assert_near, hard_rows
 
-HALF = 2.0**-11
-
 
 @dataclass
 class Case:
-    """Inputs of a transform of a x b channels; `options` are quantize's, `before` what stands before the transform."""
+    """Inputs of a transform; `options` are quantize's."""
 
-    a: int
-    b: int
     x: Tensor
     tensors: dict[str, Tensor] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
-    def reference(self, **without: None) -> Tensor:
+    def reference(self) -> Tensor:
         gate = {key: value for key, value in self.options.items() if key.startswith("gate")}
-        return prepare(self.x, **{**self.tensors, **gate, **without})
+        return prepare(self.x, **self.tensors, **gate)
 
     def grid(self) -> dict[str, Any]:
         return {key: value for key, value in self.options.items() if not key.startswith("gate")}
@@ -62,52 +52,13 @@ def make_case(a: int, b: int, x: Tensor, norm: bool = False, tac: bool = False, 
         tensors["tac_bias"] = torch.randn(inner, generator=random) * 0.1
     if options.get("gate_size"):
         tensors["state"] = torch.randint(0, 2, (len(x),), dtype=torch.int32, generator=random)
-    return Case(a, b, x, tensors, options)
-
-
-def rounding_of_halves(case: Case) -> Tensor:
-    """t of the head of this file, like the transform's result."""
-    before = case.reference(left=None, right=None, state=None).double()
-    row = case.reference(left=None, right=None, state=None, tac_matrix=None, tac_bias=None).double()
-    is_exact = case.x.dtype == torch.float16 and "norm_weight" not in case.tensors
-    variance, largest = torch.zeros_like(row) if is_exact else row.square(), before.abs()
-    if "tac_matrix" in case.tensors:
-        squares = torch.unflatten(variance, -1, (-1, 16)).unsqueeze(-1)
-        matrix = case.tensors["tac_matrix"].double()
-        variance = (matrix.square() @ squares).squeeze(-1).flatten(-2) + before.square()
-        blocks = torch.unflatten(row.abs(), -1, (-1, 16)).unsqueeze(-1)
-        largest = (matrix.abs() @ blocks).squeeze(-1).flatten(-2) + case.tensors["tac_bias"].double().abs()
-    left, right = case.tensors["left"].double(), case.tensors["right"].double()
-    x, variance, largest = (torch.unflatten(tensor, -1, (case.a, case.b)) for tensor in (before, variance, largest))
-    by_row = left.square().T @ variance @ right.square()
-    by_right = (left.T @ x).square() @ right.square()
-    by_tile_and_left = 2 * left.square().T @ (x @ right).square()
-    magnitude = left.abs().T @ largest @ right.abs()
-    error = 7 * HALF * (by_row + by_right + by_tile_and_left).sqrt() + 2.0**-19 * magnitude
-    return error.flatten(-2)
-
-
-def rounding_of_floats(case: Case) -> Tensor:
-    """The exact path's bound: a norm's operations (32), TAC's and both products' of the sum of magnitudes."""
-    before = case.reference(left=None, right=None, state=None).double().abs()
-    row = case.reference(left=None, right=None, state=None, tac_matrix=None, tac_bias=None).double().abs()
-    terms = 32
-    if "tac_matrix" in case.tensors:
-        blocks = torch.unflatten(row, -1, (-1, case.tensors["tac_matrix"].shape[-1])).unsqueeze(-1)
-        before = (case.tensors["tac_matrix"].double().abs() @ blocks).squeeze(-1).flatten(-2)
-        before = before + case.tensors["tac_bias"].double().abs()
-        terms += case.tensors["tac_matrix"].shape[-1] + 1
-    if "left" not in case.tensors:
-        return before * terms * 2.0**-24
-    left, right = case.tensors["left"].double().abs(), case.tensors["right"].double().abs()
-    magnitude = left.T @ torch.unflatten(before, -1, (case.a, case.b)) @ right
-    return (magnitude * (terms + case.a + case.b) * 2.0**-24).flatten(-2)
+    return Case(x, tensors, options)
 
 
 def share_of(case: Case, library: Any, path: str = "tile") -> float:
     """Share of codes that differ, after all bounds held."""
     found = library.quantize(case.x, **case.tensors, **case.options, path=path)
-    error = rounding_of_halves(case) if path == "tile" else rounding_of_floats(case)
+    error = (rounding_of_halves if path == "tile" else rounding_of_floats)(case.x, case.tensors)
     return assert_near(found, case.reference(), error, case.grid())
 
 
@@ -244,7 +195,7 @@ def test_tac_alone_runs_in_float32(g: int, kernels: Any) -> None:
         "tac_bias": torch.randn(inner, generator=random),
     }
     for bits in (4, 8):
-        case = Case(0, 0, torch.randn(5, inner, generator=random), tensors, {"bits": bits})
+        case = Case(torch.randn(5, inner, generator=random), tensors, {"bits": bits})
         for path in ("auto", "exact", "naive"):
             share_of(case, kernels(), path)
 
