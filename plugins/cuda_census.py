@@ -2,6 +2,7 @@
 
 `python -m plugins.cuda_census` compiles the plugin library for both CPU architectures and writes the table of what the
 kernels take, plugins/cuda/resources.json. A target is a compute capability as nvcc names it: 80, 90a, ...
+Dynamic shared memory is what the op's host code asks for: the most over the sizes of LLaDA-8B and Dream-7B.
 """
 
 import hashlib
@@ -14,21 +15,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plugins import toolchain
+from plugins import cuda_launches, toolchain
 
 RESOURCES = toolchain.CUDA / "resources.json"
-COLUMNS = ("registers", "stack bytes", "static shared bytes")
+COLUMNS = ("registers", "stack bytes", "static shared bytes", "dynamic shared bytes")
 
 SYSTEM_SHARED_BYTES = 1024  # from 90 on, part of the shared memory of every kernel that uses any
 
 
 @dataclass
 class Kernel:
-    """One kernel on one target; `instructions` counts opcodes with their modifiers, like IMMA.16832.S8.S8."""
+    """One kernel on one target; `instructions` counts opcodes with their modifiers, like IMMA.16832.S8.S8.
+
+    `dynamic` shared bytes are None where none of the sizes of `cuda_launches` launches it.
+    """
 
     registers: int = 0
     stack: int = 0
     shared: int = 0
+    dynamic: int | None = None
     instructions: Counter[str] = field(default_factory=Counter)
 
     def count(self, opcode: str) -> int:
@@ -131,13 +136,13 @@ def census(library: Path) -> Census:
     }
 
 
-def table(found: Census) -> dict[str, list[list[int] | None]]:
+def table(found: Census) -> dict[str, list[list[int | None] | None]]:
     """Kernel -> per target, in order, its COLUMNS; None where the kernel is left out."""
     targets = sorted(found, key=_number)
     kernels = sorted({name for kernels in found.values() for name in kernels})
 
-    def row(kernel: Kernel) -> list[int] | None:
-        return None if kernel.is_trap else [kernel.registers, kernel.stack, kernel.shared]
+    def row(kernel: Kernel) -> list[int | None] | None:
+        return None if kernel.is_trap else [kernel.registers, kernel.stack, kernel.shared, kernel.dynamic]
 
     return {name: [row(found[target][name]) for target in targets] for name in kernels}
 
@@ -154,9 +159,28 @@ def resources(found: Census) -> str:
     return "{\n" + text + ' "kernels": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
 
+def blocks_per_sm(library: Path) -> Mapping[str, int]:
+    """Kernel -> how many of its blocks are to run on an SM at once: the second of its launch bounds, from the PTX."""
+    cuobjdump = str(toolchain.cuda_program("cuobjdump"))
+    found: dict[str, int] = {}
+    for line in _lines(cuobjdump, "--dump-ptx", str(library)):
+        if match := re.search(r"\.entry (\w+)", line):
+            kernel = match[1]
+        elif match := re.match(r"\.minnctapersm (\d+)", line):
+            found[kernel] = int(match[1])
+    names = _names(set(found))
+    return {names[kernel]: blocks for kernel, blocks in found.items()}
+
+
 def whole_census() -> Census:
-    """The census of both plugin libraries."""
-    return {**census(toolchain.build_plugin("x86_64")), **census(toolchain.build_plugin("aarch64"))}
+    """The census of both plugin libraries, with what launches ask for."""
+    found = {**census(toolchain.build_plugin("x86_64")), **census(toolchain.build_plugin("aarch64"))}
+    asked = cuda_launches.dynamic_shared_bytes(cuda_launches.recording_library())
+    names = _names({name for kernels in asked.values() for name in kernels})
+    for target, kernels in asked.items():
+        for name, shared in kernels.items():
+            found[target][names[name]].dynamic = shared
+    return found
 
 
 if __name__ == "__main__":

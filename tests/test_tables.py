@@ -50,7 +50,7 @@ def test_every_family_is_in_its_table() -> None:
 
 def test_every_op_is_in_its_table() -> None:
     infrastructure = {"affine_grid", "body", "cuda_library", "functions", "int4", "integer_linear", "integer_matmul"}
-    infrastructure |= {"cuda_census", "layout", "op", "toolchain"}
+    infrastructure |= {"cuda_census", "cuda_launches", "layout", "op", "toolchain"}
     assert set(plugins.OPS) == modules_of(plugins, but=infrastructure)
 
 

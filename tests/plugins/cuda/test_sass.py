@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from plugins import cuda_census, toolchain
-from plugins.cuda_census import Census, Kernel
+from plugins.cuda_census import SYSTEM_SHARED_BYTES, Census, Kernel
+from plugins.cuda_launches import GPUS
 from tests.plugins.tools import made
 
 X86, JETSON = {"80", "86", "89", "90a", "120"}, {"87", "110"}
@@ -80,6 +81,32 @@ def test_products_keep_all_in_registers(census: Census) -> None:
         assert list(kernels(census, f"^{gemm}"))
 
 
+def test_no_plan_launches_what_its_target_lacks(census: Census) -> None:
+    for target, found in census.items():
+        launched = {name for name, kernel in found.items() if kernel.dynamic is not None}
+        assert len(launched) > 30
+        assert [name for name in launched if found[name].is_trap] == [], f"traps on sm_{target}"
+
+
+def test_every_block_fits(census: Census) -> None:
+    for target, found in census.items():
+        limit = GPUS[target].block_kib * 1024
+        for name, kernel in found.items():
+            assert kernel.shared + (kernel.dynamic or 0) <= limit, f"{name} of sm_{target}"
+
+
+def test_as_many_blocks_fit_an_sm_as_kernels_are_bound_for(census: Census) -> None:
+    """Of tiles whose size is fixed; the quantiser's plan cuts its tiles to what a device has."""
+    bounds = made(lambda: cuda_census.blocks_per_sm(toolchain.build_plugin("x86_64")))
+    for target, name, kernel in kernels(census, f"^({'|'.join(GEMMS)}|rotate_tile)"):
+        taken = bounds[name] * (kernel.shared + (kernel.dynamic or 0) + SYSTEM_SHARED_BYTES)
+        most = GPUS[target].sm_kib * 1024
+        if (name, most) == ("head_tiles<8, 1>", 100 * 1024):
+            assert taken > most  # 64 rows of the head: one block an SM on the GPUs with least shared memory
+        else:
+            assert taken <= most, f"{name} of sm_{target}: {bounds[name]} blocks take {taken} of {most} bytes"
+
+
 def test_ptx_is_of_the_eight_bit_path() -> None:
     """PTX with 4-bit products would be expanded on later GPUs into some 200 instructions each."""
     cuobjdump = made(lambda: toolchain.cuda_program("cuobjdump"))
@@ -102,4 +129,5 @@ def test_resources_are_as_written_down(census: Census) -> None:
     for name, rows in found["kernels"].items():
         for before, now in zip(written["kernels"][name], rows, strict=True):
             assert (before is None) == (now is None), name
-            assert now is None or (now[0] <= 255 and now[1] <= before[1] + 64 and now[2] == before[2]), f"{name}: {now}"
+            if now is not None:
+                assert now[0] <= 255 and now[1] <= before[1] + 64 and now[2:] == before[2:], f"{name}: {now}"
