@@ -1,5 +1,7 @@
 """The shipped plugin libraries: what they export and need, and that TensorRT's runtimes for aarch64 load theirs."""
 
+import ctypes
+import platform
 import re
 import subprocess
 from collections.abc import Callable
@@ -8,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from plugins import toolchain
+from tests.plugins.tensorrt import nodes
+from tests.plugins.tensorrt.conftest import PLUGINS
+from tests.plugins.tensorrt.harness import running
 from tests.plugins.tools import made
 
 MACHINES = ("x86_64", "aarch64")
@@ -73,3 +78,34 @@ def test_runtime_for_aarch64_loads_it(runtime: str, library: Callable[[str], Pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == "loaded\n", done.stdout + done.stderr
     assert "DllmcQuantize" in done.stderr, "a refusal says its reason"
+
+
+@pytest.fixture(scope="session")
+def cuda_harness() -> Path:
+    """The harness whose tensors live on a GPU; it compiles, links and lists plugins without one."""
+
+    def build() -> Path:
+        nvcc, compiler = toolchain.nvcc(), toolchain.host_compiler()
+        home = nvcc.resolve().parents[1]
+        command = [str(nvcc), "-ccbin", str(compiler), "-std=c++17", "-Xcompiler=-Wall,-Wextra,-Werror"]
+        command += ["-cudart=static", f"-L{home / 'lib'}", f"-L{home / 'lib64'}", "-ldl"]
+        return toolchain.compiled(command, PLUGINS / "harness.cpp", ".run")
+
+    return made(build)
+
+
+def test_the_shipped_library_lists_its_plugins(cuda_harness: Path, library: Callable[[str], Path]) -> None:
+    with running(cuda_harness, library("x86_64")) as harness:
+        assert nodes.linear_node().plugin in harness.plugins()
+
+
+def test_the_shipped_library_lives_on_a_gpu(cuda_harness: Path, library: Callable[[str], Path], tmp_path: Path) -> None:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pytest.skip("no CUDA GPU (libcuda.so.1)")
+    node = nodes.linear_node(bias=True)
+    with running(cuda_harness, library(platform.machine())) as harness:
+        answer, outputs = harness.live(node.plugin, node.attributes, node.inputs, tmp_path)
+        assert outputs, f"{answer}\n{harness.reasons}"
+    assert (outputs[0] == node.expected[0]).all()
