@@ -24,12 +24,18 @@ from plugins.op import Attributes, check_together
 LINEAR_FLAGS = {"has_zero": ("zero", "w_sum"), "has_bias": ("bias",), "has_residual": ("residual",)}
 
 
-def _group_size(inner: int, a_group: int, w_group: int) -> int:
+# Largest K of an int32 sum, by whether weights are of 8 bits: sum and zero * w_sum, each as large, stay below 2^31.
+_MAX_SUM = {False: 1 << 17, True: 1 << 16}
+
+
+def _group_size(inner: int, a_group: int, w_group: int, w_bits: int) -> int:
     if a_group and w_group and a_group != w_group:
         raise ValueError(f"groups differ; got a_group {a_group} and w_group {w_group}, expected one size or 0")
     size = a_group or w_group or inner
     if inner % size:
         raise ValueError(f"group size does not divide K; got {size} and K {inner}")
+    if size > (most := _MAX_SUM[w_bits > 4]):
+        raise ValueError(f"sum does not fit int32; got {size} codes of K, expected at most {most} at w_bits {w_bits}")
     return size
 
 
@@ -71,7 +77,7 @@ def integer_linear(
     if swiglu and residual is not None:
         raise ValueError("swiglu halves the outputs and takes no residual")
     check_together(zero=zero, w_sum=w_sum)
-    size = _group_size(weight.shape[-1], a_group, w_group)
+    size = _group_size(weight.shape[-1], a_group, w_group, w_bits)
     num_groups = weight.shape[-1] // size
     if w_sum is not None and w_sum.shape[-1] != num_groups:
         raise ValueError(f"w_sum holds a sum a group; got {w_sum.shape[-1]} columns, expected {num_groups}")

@@ -13,8 +13,14 @@
 //   Int4Wide              64                  2 mma k32 s8, nibbles    256 x the sum
 //   Int8Int4              128                 2 mma k32 s8, nibbles    16 x the sum (8-bit activations, 4-bit weights)
 //   Int8                  64                  1 mma k32 s8             the sum
-// Nibbles go to the high half of a byte (their value times 16): no sign extension is needed. The sums stay below 2^31
-// for K up to 131072.
+// Nibbles go to the high half of a byte (their value times 16): no sign extension is needed.
+//
+// The largest K that shares a sum: accumulators, and sum + zero * w_sum, which is formed after the shift and whose
+// second term may be as large as the sum, stay below 2^31. At the largest codes, 7 and 127:
+//   Int4        7 * 7 K = 6.4e6, with zero 1.3e7, at K 131072
+//   Int4Wide    256 * 7 * 7 K = 1.64e9, with zero 1.3e7, at K 131072
+//   Int8Int4    16 * 127 * 7 K = 1.86e9, with zero 2 * 127 * 7 K = 2.3e8, at K 131072
+//   Int8        127 * 127 K = 1.06e9, with zero 2 * 127 * 127 K = 2.11e9, at K 65536 (the head, without zero: 131072)
 #pragma once
 
 #include "gpu.h"
@@ -24,6 +30,16 @@ namespace dllmc {
 constexpr int kTileOutputs = 16;
 constexpr int kTileBytes = 64;     // bytes of K in a weight tile
 constexpr int kTileStride = 1024;  // bytes of a weight tile
+
+constexpr int kMaxInt8Sum = 1 << 16;  // largest K of a sum over 8-bit weights that a zero point may join
+
+// Where byte `k` of output n's `row_bytes` of weights stands, in rows (layout 0) or in fragment order (1).
+DLLMC_DEVICE int64_t weight_byte(int layout, int row_bytes, int n, int k) {
+  if (layout == 0) return static_cast<int64_t>(n) * row_bytes + k;
+  const int64_t tile = static_cast<int64_t>(n / kTileOutputs) * (row_bytes / kTileBytes) + k / kTileBytes;
+  const int step = k / 8 % 2, half = k / 4 % 2, t = k % kTileBytes / 16;
+  return tile * kTileStride + step * 512 + n % kTileOutputs / 2 * 64 + t * 16 + half * 8 + n % 2 * 4 + k % 4;
+}
 
 DLLMC_DEVICE uint32_t low_nibbles(uint32_t x) { return (x << 4) & 0xF0F0F0F0u; }
 DLLMC_DEVICE uint32_t high_nibbles(uint32_t x) { return x & 0xF0F0F0F0u; }

@@ -7,17 +7,11 @@ namespace {
 
 constexpr int kThreads = 32;
 
-// Where byte `k` of id n's weights stands.
-DLLMC_DEVICE int64_t weight_byte(const HeadArgs& p, int n, int k) {
-  if (p.layout == 0) return static_cast<int64_t>(n) * p.inner + k;
-  const int64_t tile = static_cast<int64_t>(n / kTileOutputs) * (p.inner / kTileBytes) + k / kTileBytes;
-  const int step = k / 8 % 2, half = k / 4 % 2, t = k % kTileBytes / 16;
-  return tile * kTileStride + step * 512 + n % kTileOutputs / 2 * 64 + t * 16 + half * 8 + n % 2 * 4 + k % 4;
-}
-
 DLLMC_DEVICE float biased_logit(const HeadArgs& p, int64_t row, int n) {
   int32_t acc = 0;
-  for (int k = 0; k < p.inner; ++k) acc += p.codes[row * p.inner + k] * p.weight[weight_byte(p, n, k)];
+  for (int k = 0; k < p.inner; ++k) {
+    acc += p.codes[row * p.inner + k] * p.weight[weight_byte(p.layout, p.inner, n, k)];
+  }
   return gpu::add(gpu::mul(gpu::mul(gpu::from_int(acc), p.w_scale[n]), p.scale[row]), p.logit_bias[n]);
 }
 

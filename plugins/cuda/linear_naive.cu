@@ -15,18 +15,9 @@ DLLMC_DEVICE int code(const int8_t* row, int k, int bits) {
   return k % 2 ? byte >> 4 : static_cast<int8_t>(static_cast<unsigned>(byte) << 4) >> 4;
 }
 
-// Where byte `k` of output n's weights stands.
-DLLMC_DEVICE int64_t weight_byte(const LinearArgs& p, int n, int k) {
-  const int row_bytes = p.w_bits > 4 ? p.inner : p.inner / 2;
-  if (p.layout == 0) return static_cast<int64_t>(n) * row_bytes + k;
-  const int64_t tile = static_cast<int64_t>(n / kTileOutputs) * (row_bytes / kTileBytes) + k / kTileBytes;
-  const int step = k / 8 % 2, half = k / 4 % 2, t = k % kTileBytes / 16;
-  return tile * kTileStride + step * 512 + n % kTileOutputs / 2 * 64 + t * 16 + half * 8 + n % 2 * 4 + k % 4;
-}
-
 DLLMC_DEVICE int weight_code(const LinearArgs& p, int n, int k) {
-  if (p.w_bits > 4) return p.weight[weight_byte(p, n, k)];
-  return code(p.weight + weight_byte(p, n, k / 2), k % 2, p.w_bits);
+  if (p.w_bits > 4) return p.weight[weight_byte(p.layout, p.inner, n, k)];
+  return code(p.weight + weight_byte(p.layout, p.inner / 2, n, k / 2), k % 2, p.w_bits);
 }
 
 // The linear's value of token m and output n, before SwiGLU and residual.

@@ -174,6 +174,26 @@ def test_refusals(change: dict[str, Any], message: str) -> None:
         op(inputs["codes"], inputs["scale"], None, inputs["weight"], inputs["w_scale"], **change)
 
 
+@pytest.mark.parametrize(("name", "most"), [("int4_linear", 2**17), ("int8_linear", 2**16)])
+def test_the_largest_sum_with_a_zero_point_is_exact_and_no_larger_one_is_taken(name: str, most: int) -> None:
+    """Every code and zero point at its limit: what is added to a sum is as large as the sum."""
+    import torch
+
+    op, limit = getattr(torch.ops.dllmc, name), code_limit(int(name[3]))
+
+    def call(inner: int, **more: int) -> torch.Tensor:
+        full = torch.full((1, inner), limit, dtype=torch.int8)
+        groups = inner // more.get("w_group", inner)
+        w_sum = torch.full((1, groups), limit * inner // groups, dtype=torch.int32)
+        one, zero = torch.ones(1, 1), torch.full((1, 1), limit, dtype=torch.int32)
+        return torch.as_tensor(op(full, one, zero, full, torch.ones(1, groups), w_sum, **more))
+
+    assert call(most).item() == F(2 * limit * limit * most)
+    assert call(2 * most, w_group=most).item() == F(4 * limit * limit * most)
+    with pytest.raises(ValueError, match=f"does not fit int32; got {most + 64} codes of K, expected at most {most}"):
+        call(most + 64)
+
+
 def test_one_sum_for_several_groups_is_refused() -> None:
     import torch
 

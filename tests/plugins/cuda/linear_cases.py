@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugins.cuda_library import CudaLibrary
-from plugins.int4 import code_limit, codes_per_byte, pack_int4
+from plugins.int4 import code_limit, pack_codes
 from plugins.integer_linear import integer_linear
 from plugins.layout import to_layout
 from tests.plugins.cuda.guard import guarded
@@ -66,6 +66,19 @@ def draw(case: Case, seed: int = 0) -> Inputs:
     }
 
 
+def extremes(case: Case) -> Inputs:
+    """Inputs with every code and zero point at its limit: sums as far from 0 as they go, on the same side."""
+    a_limit, w_limit = code_limit(case.a_bits), code_limit(case.w_bits)
+    inputs = draw(case)
+    inputs["codes"] = torch.full((case.m, case.k), a_limit, dtype=torch.int8)
+    inputs["weight"] = torch.full((case.n, case.k), -w_limit, dtype=torch.int8)
+    zero, w_sum = inputs["zero"], inputs["w_sum"]
+    if zero is not None and w_sum is not None:
+        inputs["zero"] = torch.full_like(zero, a_limit)
+        inputs["w_sum"] = torch.full_like(w_sum, -w_limit * case.k // w_sum.shape[-1])
+    return inputs
+
+
 def reference(case: Case, inputs: Inputs) -> Tensor:
     """The torch reference, rounded to the output's type."""
     residual = inputs["residual"]
@@ -77,15 +90,11 @@ def reference(case: Case, inputs: Inputs) -> Tensor:
 
 def run(library: CudaLibrary, case: Case, inputs: Inputs, path: str = "auto", layout: int = 1) -> Tensor:
     """What the kernel of this path answers; every input ends where memory ends."""
-
-    def stored(codes: Tensor, bits: int) -> Tensor:
-        return pack_int4(codes).view(torch.int8) if codes_per_byte(bits) == 2 else codes
-
     codes, weight = inputs["codes"], inputs["weight"]
     assert codes is not None and weight is not None
     arguments: dict[str, Any] = inputs | {
-        "codes": stored(codes, case.a_bits),
-        "weight": to_layout(stored(weight, case.w_bits), layout),
+        "codes": pack_codes(codes, case.a_bits),
+        "weight": to_layout(pack_codes(weight, case.w_bits), layout),
     }
     arguments = {name: None if tensor is None else guarded(tensor) for name, tensor in arguments.items()}
     names = ("a_bits", "w_bits", "a_group", "w_group", "swiglu", "y_type")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plugins.cuda_library import CudaLibrary
-from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, reference, run
+from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, extremes, reference, run
 
 Kernels = Callable[..., CudaLibrary]
 
@@ -94,14 +94,13 @@ def test_groups(form: str, a_group: int, w_group: int, zero: bool, num_sms: int,
     check(kernels, Case(67, 80, 768, a_bits, w_bits, a_group, w_group, zero, bias=zero), num_sms)
 
 
+@pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_extreme_codes(form: str, kernels: Kernels) -> None:
+def test_extreme_codes(form: str, zero: bool, kernels: Kernels) -> None:
     """Sums as far from 0 as K and the bits allow fit int32, also where they are held 16 or 256 times as large."""
     a_bits, w_bits = FORMATS[form]
-    case = Case(1, 16, 131072, a_bits, w_bits)
-    inputs = draw(case)
-    inputs["codes"] = torch.full((1, case.k), (1 << (a_bits - 1)) - 1, dtype=torch.int8)
-    inputs["weight"] = torch.full((16, case.k), 1 - (1 << (w_bits - 1)), dtype=torch.int8)
+    case = Case(1, 16, 65536 if w_bits == 8 else 131072, a_bits, w_bits, zero=zero)
+    inputs = extremes(case)
     assert_equal(case, run(kernels(90, 1), case, inputs, "hopper"), reference(case, inputs))
 
 

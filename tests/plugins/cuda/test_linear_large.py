@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plugins.cuda_library import CudaLibrary
-from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, reference, run
+from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, extremes, reference, run
 
 F16, F32 = torch.float16, torch.float32
 
@@ -94,24 +94,17 @@ def test_group_edges(case: Case, kernels: Callable[..., CudaLibrary]) -> None:
 def test_extreme_sums(arch: int, kernels: Callable[..., CudaLibrary]) -> None:
     """The largest group there is, every product 49: still below the 2^22 to which group sums convert exactly."""
     case = Case(2, 16, 2 * 32768, a_group=32768, zero=True)
-    inputs = draw(case)
-    inputs |= {
-        "codes": torch.full((2, case.k), 7, dtype=torch.int8),
-        "weight": torch.full((16, case.k), -7, dtype=torch.int8),
-        "zero": torch.full((2, 2), 7, dtype=torch.int32),
-        "w_sum": torch.full((16, 2), -7 * 32768, dtype=torch.int32),
-    }
+    inputs = extremes(case)
     assert_equal(case, run(kernels(arch), case, inputs, "large"), reference(case, inputs))
 
 
+@pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("form", ["wide", "int8_int4", "int8"])
-def test_extreme_codes(form: str, kernels: Callable[..., CudaLibrary]) -> None:
+def test_extreme_codes(form: str, zero: bool, kernels: Callable[..., CudaLibrary]) -> None:
     """Sums as far from 0 as K and the bits allow fit int32, also where they are held 16 or 256 times as large."""
     arch, a_bits, w_bits = FORMATS[form]
-    case = Case(1, 16, 131072, a_bits, w_bits)
-    inputs = draw(case)
-    inputs["codes"] = torch.full((1, case.k), (1 << (a_bits - 1)) - 1, dtype=torch.int8)
-    inputs["weight"] = torch.full((16, case.k), 1 - (1 << (w_bits - 1)), dtype=torch.int8)
+    case = Case(1, 16, 65536 if w_bits == 8 else 131072, a_bits, w_bits, zero=zero)
+    inputs = extremes(case)
     assert_equal(case, run(kernels(arch), case, inputs, "large"), reference(case, inputs))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from plugins.cuda_library import CudaLibrary
-from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, reference, run
+from tests.plugins.cuda.linear_cases import Case, assert_equal, draw, extremes, reference, run
 
 Kernels = Callable[..., CudaLibrary]
 
@@ -73,15 +73,13 @@ def test_shares_of_blocks(num_sms: int, kernels: Kernels) -> None:
     check(kernels(80, num_sms=num_sms), Case(5, 176, 256, bias=True))
 
 
-def test_largest_sums(kernels: Kernels) -> None:
-    """The longest K of all largest codes: the widened sums stay below 2^31."""
-    case = Case(1, 16, 1 << 17)
-    inputs = draw(case)
-    for name in ("codes", "weight"):
-        inputs[name] = torch.full_like(inputs[name], 7)  # type: ignore[arg-type]
-    for arch in (80, 90):
-        y = run(kernels(arch), case, inputs, "small")
-        assert_equal(case, y, reference(case, inputs))
+@pytest.mark.parametrize("path", ["small", "naive"])
+@pytest.mark.parametrize(("arch", "a_bits", "w_bits"), FORMATS)
+def test_largest_sums(arch: int, a_bits: int, w_bits: int, path: str, kernels: Kernels) -> None:
+    """The longest K of all largest codes and zero points: the sums, widened or shifted, stay below 2^31."""
+    case = Case(1, 16, 1 << 16 if w_bits == 8 else 1 << 17, a_bits, w_bits, zero=True)
+    inputs = extremes(case)
+    assert_equal(case, run(kernels(arch), case, inputs, path), reference(case, inputs))
 
 
 def test_too_many_rows(kernels: Kernels) -> None:
