@@ -50,13 +50,19 @@ DLLMC_DEVICE float finish_sum(const LinearArgs& p, float sum, int64_t m, int n) 
 
 DLLMC_DEVICE float silu(float gate) { return gpu::div(gate, gpu::add(1.0f, gpu::exp(-gate))); }
 
+// Pair i of a tensor of float32 or of halves.
+DLLMC_DEVICE Pair read_floats(const void* pairs, int64_t i) { return static_cast<const Pair*>(pairs)[i]; }
+DLLMC_DEVICE Pair read_halves(const void* pairs, int64_t i) {
+  const uint32_t halves = static_cast<const uint32_t*>(pairs)[i];
+  return {gpu::low_half(halves), gpu::high_half(halves)};
+}
+
 // The residual of outputs n and n + 1 of row m.
 DLLMC_DEVICE Pair read_residual(const LinearArgs& p, int64_t m, int n) {
   if (!p.residual) return {kNothing, kNothing};
   const int64_t i = (m * p.outputs + n) / 2;
-  if (p.residual_type == Type::kFloat32) return static_cast<const Pair*>(p.residual)[i];
-  const uint32_t halves = static_cast<const uint32_t*>(p.residual)[i];
-  return {gpu::low_half(halves), gpu::high_half(halves)};
+  if (p.residual_type == Type::kFloat32) return read_floats(p.residual, i);
+  return read_halves(p.residual, i);
 }
 
 // Writes outputs n and n + 1 of row m; with SwiGLU they are gate and up and make one output.
@@ -80,12 +86,6 @@ DLLMC_DEVICE void store_pair(const LinearArgs& p, Pair y, Pair residual, int64_t
 }
 DLLMC_DEVICE void store_pair(const LinearArgs& p, float first, float second, int64_t m, int n) {
   store_pair(p, {first, second}, read_residual(p, m, n), m, n);
-}
-
-// Rows without groups: sums of outputs n and n + 1 -> y.
-DLLMC_DEVICE void store_sums(const LinearArgs& p, int32_t first, int32_t second, int64_t m, int n) {
-  store_pair(p, finish_sum(p, group_term(p, first, m, n, 0, 1), m, n),
-             finish_sum(p, group_term(p, second, m, n + 1, 0, 1), m, n + 1), m, n);
 }
 
 }  // namespace dllmc

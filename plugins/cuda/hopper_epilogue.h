@@ -37,9 +37,6 @@ struct OutputPair {
 template <int kTokens>
 struct Epilogue {
   static constexpr int kSums = kTokens / 2, kBatch = 32;  // sums whose residuals are read at once
-  struct alignas(8) Pair {
-    float first, second;
-  };
 
   const LinearArgs& p;
   const int m, n;  // the thread's first token and output
@@ -84,14 +81,9 @@ struct Epilogue {
     if (p.swiglu) return store_swiglu();
     if (!p.residual) return store_pairs([](const void*, size_t) { return Pair{0, 0}; }, 0);
     if (p.residual_type == Type::kFloat32) {
-      return store_pairs([](const void* x, size_t i) { return static_cast<const Pair*>(x)[i]; }, 8);
+      return store_pairs([](const void* x, size_t i) { return read_floats(x, static_cast<int64_t>(i)); }, 8);
     }
-    store_pairs(
-        [](const void* x, size_t i) {
-          const uint32_t halves = static_cast<const uint32_t*>(x)[i];
-          return Pair{gpu::low_half(halves), gpu::high_half(halves)};
-        },
-        4);
+    store_pairs([](const void* x, size_t i) { return read_halves(x, static_cast<int64_t>(i)); }, 4);
   }
 
  private:
