@@ -91,6 +91,12 @@ DLLMC_DEVICE T shuffle_xor(T value, int mask) {
 }
 DLLMC_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
+// The same number, but the compiler cannot know: what follows from it is computed where it is used.
+DLLMC_DEVICE int fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Each operation rounds by itself; the compiler may not fuse a product into a sum.
 DLLMC_DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
 DLLMC_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
@@ -102,7 +108,6 @@ DLLMC_DEVICE float rint(float a) { return ::rintf(a); }  // half to even
 DLLMC_DEVICE float from_int(int32_t a) { return __int2float_rn(a); }
 DLLMC_DEVICE int32_t to_int(float a) { return __float2int_rn(a); }
 DLLMC_DEVICE float exp(float a) { return ::expf(a); }
-DLLMC_DEVICE float log(float a) { return ::logf(a); }
 DLLMC_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
 DLLMC_DEVICE float min(float a, float b) { return ::fminf(a, b); }
 DLLMC_DEVICE float abs(float a) { return ::fabsf(a); }
@@ -149,9 +154,6 @@ DLLMC_DEVICE Vec load_shared_reads(const void* global) {
                : "l"(global));
   return r;
 }
-
-DLLMC_DEVICE int atomic_add(int* address, int value) { return atomicAdd(address, value); }
-DLLMC_DEVICE void fence_device() { __threadfence(); }
 
 DLLMC_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

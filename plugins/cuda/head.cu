@@ -10,12 +10,12 @@ namespace {
 constexpr int64_t kMaxRows = 1 << 20;
 constexpr int kMaxInner = 1 << 17;  // int32 sums of products of 8-bit codes
 constexpr int kMaxVocabulary = 1 << 24;
-constexpr int kBlocksPerSm = 2;
+constexpr int kBlocksPerSm = 2, kMaxChunkRows = 64;
 
 // Rows that a block takes at once: the smallest tile that holds them all, else chunks of 64.
 HeadPlan make_plan(const HeadArgs& p, const Device& device) {
   HeadPlan plan = {};
-  plan.chunk_rows = p.rows <= 8 ? 8 : p.rows <= 16 ? 16 : p.rows <= 32 ? 32 : 64;
+  plan.chunk_rows = p.rows <= 8 ? 8 : p.rows <= 16 ? 16 : p.rows <= 32 ? 32 : kMaxChunkRows;
   plan.chunks = static_cast<int32_t>((p.rows + plan.chunk_rows - 1) / plan.chunk_rows);
   plan.unit_tiles = plan.chunk_rows <= 32 ? 2 : 1;
   plan.units = (p.vocabulary / kTileOutputs + plan.unit_tiles - 1) / plan.unit_tiles;
@@ -24,27 +24,23 @@ HeadPlan make_plan(const HeadArgs& p, const Device& device) {
   return plan;
 }
 
-const char* check_pointers(const HeadArgs& p) {
-  const struct {
-    const char* field;
-    const void* pointer;
-  } tensors[] = {{"codes", p.codes},       {"scale", p.scale},           {"weight", p.weight},
-                 {"w_scale", p.w_scale},   {"logit_bias", p.logit_bias}, {"inv_temp", p.inv_temp},
-                 {"top_ids", p.top_ids},   {"top_logits", p.top_logits}, {"tail", p.tail},
-                 {"neg_entropy", p.neg_entropy}, {"lse_t", p.lse_t}};
-  for (const auto& tensor : tensors) {
-    if (!tensor.pointer) return reason("%s: got no pointer, expected one", tensor.field);
-    const int off = static_cast<int>(reinterpret_cast<uintptr_t>(tensor.pointer) % 16);
-    if (off) return reason("%s: got an address %d bytes off, expected a multiple of 16", tensor.field, off);
-  }
-  return nullptr;
+const char* check_tensors(const HeadArgs& p) {
+  return check_pointers({{"codes", p.codes},
+                         {"scale", p.scale},
+                         {"weight", p.weight},
+                         {"w_scale", p.w_scale},
+                         {"logit_bias", p.logit_bias},
+                         {"inv_temp", p.inv_temp},
+                         {"top_ids", p.top_ids},
+                         {"top_logits", p.top_logits},
+                         {"tail", p.tail},
+                         {"neg_entropy", p.neg_entropy},
+                         {"lse_t", p.lse_t}});
 }
 
 const char* check_path(const HeadArgs& p, const Launch& launch) {
-  if (launch.device.arch < 80) return reason("arch: got %d, expected 80 or newer", launch.device.arch);
-  if (launch.device.num_sms < 1) return reason("num_sms: got %d, expected at least 1", launch.device.num_sms);
   if (launch.path != Path::kAuto && launch.path != Path::kNaive && launch.path != Path::kSmall) {
-    return reason("path: got %d, expected auto, naive or small", static_cast<int>(launch.path));
+    return reason("path: got %s, expected auto, naive or small", path_name(launch.path));
   }
   if (launch.path == Path::kSmall && p.layout != 1) {
     return reason("layout: got %d, expected 1 on the small path", p.layout);
@@ -77,15 +73,21 @@ const char* check(const HeadArgs& p) {
 
 size_t workspace_bytes(const HeadArgs& p, const Device& device) {
   if (p.layout != 1 || p.rows == 0) return 0;
-  const size_t findings = static_cast<size_t>(p.rows) * static_cast<size_t>(make_plan(p, device).slabs);
+  // rows * slabs is not monotone in the rows: those that fill their chunks have more. This bounds it for every number of
+  // rows up to p.rows: chunks of at most kMaxChunkRows share the blocks, a slab holds a unit at least, or there is one.
+  const int64_t chunk = p.rows < kMaxChunkRows ? p.rows : kMaxChunkRows;
+  const int64_t by_blocks = chunk * kBlocksPerSm * device.num_sms, by_units = p.rows * make_plan(p, device).units;
+  const int64_t shared = by_blocks < by_units ? by_blocks : by_units;
+  const size_t findings = static_cast<size_t>(shared > p.rows ? shared : p.rows);
   return findings * (sizeof(RowRecord) + static_cast<size_t>(p.top_k) * sizeof(Candidate));
 }
 
 const char* run(const HeadArgs& p, const Launch& launch) {
   if (const char* why = check(p)) return why;
+  if (const char* why = check_device(launch.device)) return why;
   if (const char* why = check_path(p, launch)) return why;
   if (p.rows == 0) return nullptr;
-  if (const char* why = check_pointers(p)) return why;
+  if (const char* why = check_tensors(p)) return why;
   if (launch.path == Path::kNaive || p.layout != 1) return run_head_naive(p, launch);
   if (!launch.workspace) return reason("workspace: got no pointer, expected one");
   HeadTask task = {p, make_plan(p, launch.device), static_cast<RowRecord*>(launch.workspace), nullptr};

@@ -114,6 +114,8 @@ inline uint32_t ballot(bool predicate, Position at = Position::here()) {
   return operand.result;
 }
 
+inline int fresh(int x) { return x; }
+
 inline float mul(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }
 inline float sub(float a, float b) { return a - b; }
@@ -128,7 +130,6 @@ inline int32_t to_int(float a) {
   return a < -0x1p31f ? INT32_MIN : static_cast<int32_t>(std::rint(a));
 }
 inline float exp(float a) { return std::exp(a); }
-inline float log(float a) { return std::log(a); }
 inline float max(float a, float b) { return std::fmax(a, b); }
 inline float min(float a, float b) { return std::fmin(a, b); }
 inline float abs(float a) { return std::fabs(a); }
@@ -163,13 +164,6 @@ inline Vec load_shared_reads(const void* global, Position at = Position::here())
   std::memcpy(&r, global, 16);
   return r;
 }
-
-inline int atomic_add(int* address, int value) {
-  const int before = *address;
-  *address = static_cast<int>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
-  return before;
-}
-inline void fence_device() {}
 
 inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - block().shared());

@@ -9,7 +9,7 @@ namespace {
 // A tile position is an int, and so is the number of blocks of the smallest tile.
 constexpr int64_t kMaxRows = 1 << 20;
 constexpr int kMaxOutputs = 1 << 18;
-constexpr int kMaxInner = 1 << 17;  // format.h: int32 sums
+constexpr int kMaxInner = 1 << 17;
 constexpr int kGroupMultiple = 128;
 
 const char* check_bits(const LinearArgs& p) {
@@ -26,8 +26,9 @@ const char* check_sizes(const LinearArgs& p) {
     return reason("rows: got %lld, expected 0..%lld", static_cast<long long>(p.rows), static_cast<long long>(kMaxRows));
   }
   const int tile = p.w_bits <= 4 ? Int4::kCodesPerTile : Int8::kCodesPerTile;
-  if (p.inner <= 0 || p.inner > kMaxInner || p.inner % tile) {
-    return reason("inner: got %d, expected a multiple of %d in %d..%d", p.inner, tile, tile, kMaxInner);
+  const int most = p.w_bits <= 4 || p.a_group || p.w_group ? kMaxInner : kMaxInt8Sum;
+  if (p.inner <= 0 || p.inner > most || p.inner % tile) {
+    return reason("inner: got %d, expected a multiple of %d in %d..%d", p.inner, tile, tile, most);
   }
   if (p.outputs <= 0 || p.outputs > kMaxOutputs || p.outputs % kTileOutputs) {
     return reason("outputs: got %d, expected a multiple of %d in %d..%d", p.outputs, kTileOutputs, kTileOutputs,
@@ -60,26 +61,16 @@ const char* check_attributes(const LinearArgs& p) {
   return check_type("residual_type", p.residual_type);
 }
 
-const char* check_pointer(const char* field, const void* pointer, bool required) {
-  if (!pointer) return required ? reason("%s: got no pointer, expected one", field) : nullptr;
-  const int off = static_cast<int>(reinterpret_cast<uintptr_t>(pointer) % 16);
-  return off ? reason("%s: got an address %d bytes off, expected a multiple of 16", field, off) : nullptr;
-}
-
-const char* check_pointers(const LinearArgs& p) {
-  const struct {
-    const char* field;
-    const void* pointer;
-    bool required;
-  } inputs[] = {{"codes", p.codes, true},       {"scale", p.scale, true},
-                {"zero", p.zero, false},        {"weight", p.weight, true},
-                {"w_scale", p.w_scale, true},   {"w_sum", p.w_sum, p.zero != nullptr},
-                {"bias", p.bias, false},        {"residual", p.residual, false},
-                {"y", p.y, true}};
-  for (const auto& input : inputs) {
-    if (const char* why = check_pointer(input.field, input.pointer, input.required)) return why;
-  }
-  return nullptr;
+const char* check_tensors(const LinearArgs& p) {
+  return check_pointers({{"codes", p.codes},
+                         {"scale", p.scale},
+                         {"zero", p.zero, false},
+                         {"weight", p.weight},
+                         {"w_scale", p.w_scale},
+                         {"w_sum", p.w_sum, p.zero != nullptr},
+                         {"bias", p.bias, false},
+                         {"residual", p.residual, false},
+                         {"y", p.y}});
 }
 
 }  // namespace
@@ -93,14 +84,12 @@ const char* check(const LinearArgs& p) {
 // Weights in rows have the naive path only. In fragment order up to kMaxSmallRows tokens are bound by the weights'
 // bytes, more by products: of Hopper's own kind where it has them, else of a warp's.
 const char* plan_linear(const LinearArgs& p, const Device& device, Path wanted, LinearPlan& plan) {
-  if (device.arch < 80) return reason("arch: got %d, expected 80 or newer", device.arch);
-  if (device.num_sms < 1) return reason("num_sms: got %d, expected at least 1", device.num_sms);
+  if (const char* why = check_device(device)) return why;
   const bool fast = p.layout == 1, few = p.rows <= kMaxSmallRows, hopper = device.arch == 90;
   Path path = wanted;
   if (wanted == Path::kAuto) {
     path = !fast ? Path::kNaive : few ? Path::kSmall : hopper ? Path::kHopper : Path::kLarge;
   }
-  const char* name = path == Path::kSmall ? "small" : path == Path::kLarge ? "large" : "hopper";
   switch (path) {
     case Path::kNaive:
       plan = {path, 0, 0, 0};
@@ -108,10 +97,10 @@ const char* plan_linear(const LinearArgs& p, const Device& device, Path wanted, 
     case Path::kSmall:
     case Path::kLarge:
     case Path::kHopper:
-      if (!fast) return reason("layout: got %d, expected 1 on the %s path", p.layout, name);
+      if (!fast) return reason("layout: got %d, expected 1 on the %s path", p.layout, path_name(path));
       break;
     default:
-      return reason("path: got %d, expected auto, naive, small, large or hopper", static_cast<int>(wanted));
+      return reason("path: got %s, expected auto, naive, small, large or hopper", path_name(wanted));
   }
   if (path == Path::kSmall && !few) {
     return reason("rows: got %lld, expected at most %d on the small path", static_cast<long long>(p.rows),
@@ -132,7 +121,7 @@ const char* run(const LinearArgs& p, const Launch& launch) {
   if (const char* why = check(p)) return why;
   if (const char* why = plan_linear(p, launch.device, launch.path, plan)) return why;
   if (p.rows == 0) return nullptr;
-  if (const char* why = check_pointers(p)) return why;
+  if (const char* why = check_tensors(p)) return why;
   switch (plan.path) {
     case Path::kSmall:
       return run_small(p, launch);

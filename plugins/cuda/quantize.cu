@@ -44,48 +44,21 @@ const char* check_transform(const QuantizeArgs& p) {
   return nullptr;
 }
 
-struct Pointer {
-  const char* name;
-  const void* address;
-  bool wanted, aligned;  // by 16 bytes
-};
-
-const char* check_pointers(const QuantizeArgs& p) {
+const char* check_tensors(const QuantizeArgs& p) {
   const bool transform = p.left_size > 0, tac = p.tac_block > 0;
-  const Pointer pointers[] = {
-      {"x", p.x, true, true},
-      {"codes", p.codes, true, true},
-      {"scale", p.scale, true, false},
-      {"zero", p.zero, !p.symmetric, false},
-      {"norm_weight", p.norm_weight, p.norm_weight != nullptr, true},
-      {"channel_scale", p.channel_scale, p.channel_scale != nullptr, true},
-      {"tac_matrix", p.tac_matrix, tac, true},
-      {"tac_bias", p.tac_bias, tac, true},
-      {"left", p.left, transform, true},
-      {"right", p.right, transform, true},
-  };
-  for (const Pointer& pointer : pointers) {
-    if (!pointer.wanted) continue;
-    if (!pointer.address) return reason("%s: got no tensor, expected one", pointer.name);
-    if (pointer.aligned && reinterpret_cast<uintptr_t>(pointer.address) % 16) {
-      return reason("%s: got address %p, expected a multiple of 16", pointer.name, pointer.address);
-    }
-  }
-  if (p.state && !transform) return reason("state: got a tensor, expected none without left and right");
-  return nullptr;
-}
-
-const char* path_name(Path path) {
-  switch (path) {
-    case Path::kRows:
-      return "rows";
-    case Path::kTile:
-      return "tile";
-    case Path::kExact:
-      return "exact";
-    default:
-      return "path of another op";
-  }
+  const char* why = check_pointers({{"x", p.x},
+                                    {"codes", p.codes},
+                                    {"scale", p.scale},
+                                    {"zero", p.symmetric ? nullptr : p.zero, !p.symmetric},
+                                    {"norm_weight", p.norm_weight, false},
+                                    {"channel_scale", p.channel_scale, false},
+                                    {"tac_matrix", tac ? p.tac_matrix : nullptr, tac},
+                                    {"tac_bias", tac ? p.tac_bias : nullptr, tac},
+                                    {"left", transform ? p.left : nullptr, transform},
+                                    {"right", transform ? p.right : nullptr, transform},
+                                    {"state", p.state, false}});
+  if (!why && p.state && !transform) return reason("state: got a tensor, expected none without left and right");
+  return why;
 }
 
 bool can(const QuantizeArgs& p, const Device& device, Path path) {
@@ -117,17 +90,18 @@ const char* check(const QuantizeArgs& p) {
   return refused ? refused : check_transform(p);
 }
 
-size_t workspace_bytes(const QuantizeArgs& p, const Device& device) {
+size_t workspace_bytes(const QuantizeArgs& p, const Device&) {
   if (check(p)) return 0;
   // The naive path can be asked for at any size, so its share is always there.
-  const size_t tile = tile_can(p, device) ? tile_workspace(p, device) : 0, naive = naive_workspace(p);
+  const size_t tile = tile_workspace(p), naive = naive_workspace(p);
   return tile > naive ? tile : naive;
 }
 
 const char* run(const QuantizeArgs& p, const Launch& launch) {
   if (const char* refused = check(p)) return refused;
+  if (const char* refused = check_device(launch.device)) return refused;
   if (p.rows == 0) return nullptr;
-  if (const char* refused = check_pointers(p)) return refused;
+  if (const char* refused = check_tensors(p)) return refused;
   const Path path = launch.path == Path::kAuto ? plan(p, launch.device) : launch.path;
   if (!can(p, launch.device, path)) return reason("path: got %s, which cannot take these arguments", path_name(path));
   switch (path) {

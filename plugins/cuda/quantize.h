@@ -26,7 +26,7 @@ bool tile_can(const QuantizeArgs&, const Device&);
 bool exact_can(const QuantizeArgs&, const Device&);
 
 // Bytes of workspace of the paths that need one.
-size_t tile_workspace(const QuantizeArgs&, const Device&);
+size_t tile_workspace(const QuantizeArgs&);
 size_t naive_workspace(const QuantizeArgs&);
 
 DLLMC_HOST_DEVICE int code_limit(int bits) { return (1 << (bits - 1)) - 1; }

@@ -121,7 +121,7 @@ void quantize_tile(DLLMC_PARAM TileArgs p) {
   set_up(p, memory);
   for (int group = gpu::block_x(); group * p.tokens < p.rows; group += gpu::grid_x()) {
     const int m = group * p.tokens + index;
-    const Team team = {index, p.team_warps, fresh(warp), fresh(gpu::lane())};
+    const Team team = {index, p.team_warps, gpu::fresh(warp), gpu::fresh(gpu::lane())};
     if (p.operands) fetch_operands(p, memory.right, false);
     if (m < p.rows) {
       if (p.q.x_type == Type::kFloat32) {
@@ -262,8 +262,8 @@ bool plan_tile(const QuantizeArgs& q, const Device& device, TilePlan& plan) {
   return true;
 }
 
-size_t operand_bytes(const TileArgs& p) {
-  return static_cast<size_t>(p.a_tiles * p.a_tiles + p.b_tiles * p.b_tiles) * 512;
+size_t operand_bytes(int a_tiles, int b_tiles) {
+  return static_cast<size_t>(a_tiles * a_tiles + b_tiles * b_tiles) * 512;
 }
 
 }  // namespace
@@ -273,10 +273,11 @@ bool tile_can(const QuantizeArgs& q, const Device& device) {
   return plan_tile(q, device, plan);
 }
 
-size_t tile_workspace(const QuantizeArgs& q, const Device& device) {
-  TilePlan plan;
-  const bool takes_turns = plan_tile(q, device, plan) && plan.args.num_peaks > 0;
-  return takes_turns ? operand_bytes(plan.args) + kArrangeBlocks * sizeof(float) : 0;
+// Whether a block keeps the operands depends on the rows and the device; the room for them is there at any.
+size_t tile_workspace(const QuantizeArgs& q) {
+  const int a_tiles = ceil_div(q.left_size, 16), b_tiles = ceil_div(q.right_size, 16);
+  if (!takes(q) || !choose_variant(a_tiles, b_tiles, false)) return 0;
+  return operand_bytes(a_tiles, b_tiles) + kArrangeBlocks * sizeof(float);
 }
 
 const char* run_quantize_tile(const QuantizeArgs& q, const Launch& launch) {
@@ -285,7 +286,7 @@ const char* run_quantize_tile(const QuantizeArgs& q, const Launch& launch) {
   TileArgs& p = plan.args;
   if (p.num_peaks > 0) {
     gpu::Vec* operands = static_cast<gpu::Vec*>(launch.workspace);
-    float* peaks = reinterpret_cast<float*>(static_cast<unsigned char*>(launch.workspace) + operand_bytes(p));
+    float* peaks = reinterpret_cast<float*>(operands + operand_bytes(p.a_tiles, p.b_tiles) / sizeof(gpu::Vec));
     const ArrangeArgs arrange = {q, p.a_tiles, p.b_tiles, operands, peaks};
     const char* failure = gpu::launch(arrange_factors, {kArrangeBlocks}, kArrangeThreads,
                                       kArrangeThreads / 32 * sizeof(float), launch.stream, arrange);

@@ -105,19 +105,11 @@ DLLMC_DEVICE void store_halves(const TileArgs& p, unsigned char* tile, int k, co
   }
 }
 
-// The same number, but the compiler cannot know: what follows from it is computed where it is used. Addresses that it
-// carried from token to token, or past another phase, would cost more registers than there are.
-DLLMC_DEVICE int fresh(int x) {
-#ifndef DLLMC_HOST
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
-// A team of warps that share a token, and this thread's place in it.
+// A team of warps that share a token, and this thread's place in it. Addresses that the compiler carried from token to
+// token, or past another phase, would cost more registers than there are; they follow from a fresh place each time.
 struct Team {
   int index, warps, warp, lane;
-  DLLMC_DEVICE Team again() const { return {index, warps, fresh(warp), fresh(lane)}; }
+  DLLMC_DEVICE Team again() const { return {index, warps, gpu::fresh(warp), gpu::fresh(lane)}; }
   DLLMC_DEVICE int id() const { return warp * 32 + lane; }
   DLLMC_DEVICE int threads() const { return warps * 32; }
   DLLMC_DEVICE void sync() const { gpu::sync_some(1 + index, threads()); }
@@ -246,7 +238,7 @@ DLLMC_DEVICE float compensate_block(const TileArgs& p, const TacMatrix& matrix, 
 // of a warp under way at a time. Leaves each token's peak in compensated_peak. The block's barriers stand around it.
 DLLMC_DEVICE void compensate(const TileArgs& p, TileShared& s, unsigned char* tiles) {
   constexpr int kAhead = 4;
-  const int lane = fresh(gpu::lane()), token = lane / 4, warps = gpu::num_threads() / 32,
+  const int lane = gpu::fresh(gpu::lane()), token = lane / 4, warps = gpu::num_threads() / 32,
             blocks = p.q.inner / kTacBlock;
   const float bias_scale = token < p.tokens ? s.teams[token].bias_scale : 0.0f;
   float peak = 0.0f;

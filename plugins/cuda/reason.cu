@@ -1,13 +1,15 @@
-// Reasons and the device: what every op's host side shares.
+// Reasons, and what every op refuses in the same words.
 #include <cstdarg>
 #include <cstdio>
 
 #include "kernels.h"
-#ifndef DLLMC_HOST
-#include <cuda_runtime_api.h>
-#endif
 
 namespace dllmc {
+namespace {
+
+constexpr int kOldestArch = 80, kAlignment = 16;
+
+}  // namespace
 
 const char* reason(const char* format, ...) {
   static thread_local char buffer[256];
@@ -18,25 +20,25 @@ const char* reason(const char* format, ...) {
   return buffer;
 }
 
-#ifdef DLLMC_HOST
-const char* current_device(Device& device) {
-  device = {80, 4, 100 * 1024};
+const char* path_name(Path path) {
+  constexpr const char* kNames[] = {"auto", "naive", "rows", "tile", "exact", "small", "large", "hopper"};
+  const auto i = static_cast<uint32_t>(path);
+  return i < sizeof(kNames) / sizeof(kNames[0]) ? kNames[i] : "an unknown one";
+}
+
+const char* check_device(const Device& device) {
+  if (device.arch < kOldestArch) return reason("arch: got %d, expected %d or newer", device.arch, kOldestArch);
+  if (device.num_sms < 1) return reason("num_sms: got %d, expected at least 1", device.num_sms);
   return nullptr;
 }
-#else
-const char* current_device(Device& device) {
-  int id = 0, major = 0, minor = 0;
-  cudaError_t status = cudaGetDevice(&id);
-  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, id);
-  };
-  ask(major, cudaDevAttrComputeCapabilityMajor);
-  ask(minor, cudaDevAttrComputeCapabilityMinor);
-  ask(device.num_sms, cudaDevAttrMultiProcessorCount);
-  ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  device.arch = 10 * major + minor;
-  return status == cudaSuccess ? nullptr : reason("no CUDA device: %s", cudaGetErrorString(status));
+
+const char* check_pointers(std::initializer_list<Pointer> pointers) {
+  for (const Pointer& p : pointers) {
+    if (!p.address && p.required) return reason("%s: got no pointer, expected one", p.name);
+    const int off = static_cast<int>(reinterpret_cast<uintptr_t>(p.address) % kAlignment);
+    if (off) return reason("%s: got an address %d bytes off, expected a multiple of %d", p.name, off, kAlignment);
+  }
+  return nullptr;
 }
-#endif
 
 }  // namespace dllmc

@@ -27,6 +27,13 @@ DLLMC_DEVICE float read(const void* p, Type type, int64_t i) {
   return type == Type::kFloat32 ? static_cast<const float*>(p)[i] : gpu::to_float(static_cast<const gpu::Half*>(p)[i]);
 }
 
+// Channel k of the permuted x. A model's permutation is not to be trusted with what it points at.
+DLLMC_DEVICE int source_channel(const RotateArgs& p, int k) {
+  const int64_t channel = p.perm[k];
+  if (static_cast<uint64_t>(channel) >= static_cast<uint64_t>(p.inner)) gpu::trap();
+  return static_cast<int>(channel);
+}
+
 struct RotateTile {
   RotateArgs r;
   int32_t octets;  // of a tile's rows
@@ -75,8 +82,7 @@ void rotate_tile(DLLMC_PARAM RotateTile p) {
   const int c = p.r.block, quads = c / 4, first_channel = gpu::block_x() * c;
   float* tile = reinterpret_cast<float*>(gpu::shared());
   int* channels = reinterpret_cast<int*>(tile + p.octets * kOctet * p.pitch);
-  for (int i = gpu::thread(); i < c; i += gpu::num_threads())
-    channels[i] = static_cast<int>(p.r.perm[first_channel + i]);
+  for (int i = gpu::thread(); i < c; i += gpu::num_threads()) channels[i] = source_channel(p.r, first_channel + i);
   const int octet = gpu::thread() / quads, column = gpu::thread() % quads * 4;
   const float* matrix = p.r.blocks + static_cast<int64_t>(first_channel) * c + column;
   const int64_t step = static_cast<int64_t>(p.octets) * kOctet;
@@ -103,7 +109,7 @@ void rotate_naive(DLLMC_PARAM RotateArgs p) {
   const int k = static_cast<int>(i % p.inner), c = p.block, first = k - k % c;
   double sum = 0.0;
   for (int j = 0; j < c; ++j) {
-    const float x = read(p.x, p.x_type, i - k + p.perm[first + j]);
+    const float x = read(p.x, p.x_type, i - k + source_channel(p, first + j));
     sum += static_cast<double>(x) * p.blocks[static_cast<int64_t>(first + j) * c + k % c];
   }
   if (p.y_type == Type::kFloat32) {
@@ -135,20 +141,6 @@ const char* run_tile(const RotateArgs& r, const Launch& launch) {
   return gpu::launch(rotate_tile, grid, kThreads, tile_bytes(p), launch.stream, p);
 }
 
-const char* check_pointers(const RotateArgs& p) {
-  const struct {
-    const char* name;
-    const void* address;
-  } pointers[] = {{"x", p.x}, {"blocks", p.blocks}, {"perm", p.perm}, {"y", p.y}};
-  for (const auto& pointer : pointers) {
-    if (!pointer.address) return reason("%s: got no tensor, expected one", pointer.name);
-    if (reinterpret_cast<uintptr_t>(pointer.address) % 16) {
-      return reason("%s: got address %p, expected a multiple of 16", pointer.name, pointer.address);
-    }
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 const char* check(const RotateArgs& p) {
@@ -169,15 +161,18 @@ size_t workspace_bytes(const RotateArgs&, const Device&) { return 0; }
 
 const char* run(const RotateArgs& p, const Launch& launch) {
   if (const char* refused = check(p)) return refused;
+  if (const char* refused = check_device(launch.device)) return refused;
   if (p.rows == 0) return nullptr;
-  if (const char* refused = check_pointers(p)) return refused;
+  if (const char* refused = check_pointers({{"x", p.x}, {"blocks", p.blocks}, {"perm", p.perm}, {"y", p.y}})) {
+    return refused;
+  }
   const bool can = tile_can(p, launch.device);
   if (launch.path == Path::kTile || (launch.path == Path::kAuto && can)) {
     return can ? run_tile(p, launch)
                : reason("path: got tile, which takes blocks of 4 to 1024 channels, not %d", p.block);
   }
   if (launch.path != Path::kAuto && launch.path != Path::kNaive) {
-    return reason("path: got %d, expected auto, naive or tile", static_cast<int>(launch.path));
+    return reason("path: got %s, expected auto, naive or tile", path_name(launch.path));
   }
   const gpu::Dim grid = {static_cast<unsigned>(ceil_div(p.rows * p.inner, kNaiveThreads))};
   return gpu::launch(rotate_naive, grid, kNaiveThreads, 0, launch.stream, p);

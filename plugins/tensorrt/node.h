@@ -18,7 +18,6 @@ constexpr int32_t kMaxSms = 256;
 constexpr Device kTargets[] = {{80, kMaxSms, 163 * 1024}, {86, kMaxSms, 99 * 1024},  {87, kMaxSms, 163 * 1024},
                                {89, kMaxSms, 99 * 1024},  {90, kMaxSms, 227 * 1024}, {110, kMaxSms, 227 * 1024},
                                {120, kMaxSms, 99 * 1024}};
-constexpr int64_t kManyRows = 64;
 
 template <class Op>
 class Node {
@@ -132,17 +131,12 @@ class Node {
   }
   void bind_output(int32_t i, Args& args, void* data, DataType type) const { outputs_[i]->bind(args, data, type); }
 
-  // Room for these arguments and for any fewer rows, on any device: a plan for few rows may need more than one for
-  // many.
+  // Room for these arguments and for any fewer rows (kernels.h), on any device.
   static size_t workspace_bytes(const Args& largest) {
     size_t bytes = 0;
-    for (int64_t rows = 1; rows <= largest.rows; rows = next_rows(rows, largest.rows)) {
-      Args args = largest;
-      args.rows = rows;
-      for (const Device& device : kTargets) {
-        const size_t needed = dllmc::workspace_bytes(args, device);
-        bytes = needed > bytes ? needed : bytes;
-      }
+    for (const Device& device : kTargets) {
+      const size_t needed = dllmc::workspace_bytes(largest, device);
+      bytes = needed > bytes ? needed : bytes;
     }
     return bytes;
   }
@@ -150,11 +144,6 @@ class Node {
  private:
   static const char* wrong_type(const char* name, DataType got, DataType expected) {
     return reason("%s: got type %s, expected %s", name, type_name(got), type_name(expected));
-  }
-
-  static int64_t next_rows(int64_t rows, int64_t largest) {
-    const int64_t next = rows < kManyRows ? rows + 1 : 2 * rows;
-    return rows < largest && next > largest ? largest : next;
   }
 
   bool has(const char* flag) const {

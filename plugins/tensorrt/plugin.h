@@ -24,8 +24,6 @@
 
 namespace dllmc::tensorrt {
 
-constexpr int32_t kOldestArch = 80;
-
 // One line on stderr. Names come from models, so what a terminal would act on is shown as "?".
 inline void print_refusal(const char* plugin, const char* node, const char* why) {
   char line[512];
@@ -37,7 +35,7 @@ inline void print_refusal(const char* plugin, const char* node, const char* why)
 // The device under the current context. Null, or why it does not run these kernels.
 inline const char* supported_device(Device& device) {
   if (const char* why = current_device(device)) return why;
-  if (device.arch < kOldestArch) return reason("arch: got %d, expected %d or newer", device.arch, kOldestArch);
+  if (const char* why = check_device(device)) return why;
   device.num_sms = device.num_sms < kMaxSms ? device.num_sms : kMaxSms;
   return nullptr;
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.gpu.bounds import rounding_of_record
 from plugins.cuda_library import CudaLibrary, check_reason
 from plugins.head import head
 from plugins.integer_matmul import integer_matmul
@@ -18,8 +19,6 @@ from plugins.layout import to_layout
 
 Kernels = Callable[..., CudaLibrary]
 F = torch.float32
-U = 2.0**-24  # half a unit in the last place of 1: what one rounding costs
-HEADROOM = 8  # of head_tiles.cu
 
 
 @dataclass(frozen=True)
@@ -56,31 +55,10 @@ def run(library: CudaLibrary, case: Case, inputs: dict[str, Any], path: str, lay
     return library.head(**{**inputs, "weight": weight}, top_k=case.top_k, layout=layout, path=path)
 
 
-def bounds(inputs: dict[str, Any], tail: Tensor, neg_entropy: Tensor, lse_t: Tensor) -> tuple[Tensor, ...]:
-    """How far tail, neg_entropy and lse_t may be from the reference; weights w = e^z of all but the peak.
-
-    The kernel rounds l - base, at most HEADROOM above and |z| below 0, where the reference rounds z: relative errors
-    HEADROOM + 2 |z| of a weight; exp adds 4, sums of a unit 4. In w z they count |z| times; rounding z itself adds
-    HEADROOM + 2 |z|, product and sums 5 (HEADROOM + |z|). With inv_temp t the reference rounds nothing, the kernel
-    l - base and its product with t.
-    """
+def bounds(inputs: dict[str, Any], sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """How far tail, neg_entropy and lse_t may be from the reference's `sums`."""
     logits = integer_matmul(inputs["codes"], inputs["weight"], 8, 8).float() * inputs["w_scale"].squeeze(-1)
-    logits = (logits * inputs["scale"] + inputs["logit_bias"]).double()
-    ordered = torch.sort(logits, dim=-1, descending=True).values
-    z = (ordered[..., 1:] - ordered[..., :1]).clamp(min=-1e4)
-    depth, weight = z.abs(), z.exp()
-    tail_error = (weight * (HEADROOM + 2 * depth + 8)).sum(-1) * U
-    energy_error = (weight * (depth * (HEADROOM + 2 * depth + 8) + HEADROOM + 2 * depth + 5 * (HEADROOM + depth))).sum(
-        -1
-    ) * U
-    warm = z * inputs["inv_temp"].double()[:, None, None]
-    warm_error = (warm.exp() * (2 * (HEADROOM + warm.abs()) + 8)).sum(-1) * U
-    total = 1 + weight.sum(-1)
-    energy = (weight * depth).sum(-1)
-    entropy_error = energy_error / total + tail_error * (energy / total + 1) / total
-    errors = (tail_error, entropy_error, warm_error / (1 + warm.exp().sum(-1)))
-    values = (tail, neg_entropy, lse_t)
-    return tuple(error + U * value.double().abs() + 2.0**-149 for error, value in zip(errors, values, strict=True))
+    return rounding_of_record(logits * inputs["scale"] + inputs["logit_bias"], inputs["inv_temp"], sums)
 
 
 def check(library: CudaLibrary, case: Case, path: str = "auto", layout: int = 1) -> None:
@@ -90,7 +68,7 @@ def check(library: CudaLibrary, case: Case, path: str = "auto", layout: int = 1)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
     for name, x, y, bound in zip(
-        ("tail", "neg_entropy", "lse_t"), found[2:], expected[2:], bounds(inputs, *expected[2:]), strict=True
+        ("tail", "neg_entropy", "lse_t"), found[2:], expected[2:], bounds(inputs, expected[2:]), strict=True
     ):
         error = (x.double() - y.double()).abs()
         assert (error <= bound).all(), f"{name} is off by {float((error / bound).max()):.3g} of its bound"
@@ -205,7 +183,7 @@ def test_refused_when_run(kernels: Kernels) -> None:
     case = Case(1, 1)
     with pytest.raises(ValueError, match="layout: got 0, expected 1 on the small path"):
         run(kernels(), case, draw(case), "small", 0)
-    with pytest.raises(ValueError, match="path: got 6, expected auto, naive or small"):
+    with pytest.raises(ValueError, match="path: got large, expected auto, naive or small"):
         run(kernels(), case, draw(case), "large", 1)
     with pytest.raises(ValueError, match="num_sms: got 0, expected at least 1"):
         run(kernels(num_sms=0), case, draw(case), "auto", 1)

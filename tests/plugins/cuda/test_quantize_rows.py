@@ -1,11 +1,13 @@
 """The row kernel: codes, scale and zero equal to the reference without a norm, within a derived bound with one."""
 
+import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from plugins.cuda_library import check_reason
+from plugins.cuda_library import CudaLibrary, Device, Launch, QuantizeArgs, check_reason
 from plugins.int4 import code_limit
 from plugins.quantize import prepare, quantize
 from tests.plugins.cuda.quantize_cases import EPSILON, assert_equal, assert_near, hard_rows
@@ -109,6 +111,9 @@ def test_norm(inner: int, a_group: int, symmetric: bool, path: str, kernels: Any
             assert assert_near(found, y, y.double().abs() * relative, options) <= 1e-3
 
 
+GOOD: dict[str, Any] = {"rows": 1, "inner": 128, "bits": 4, "symmetric": 1, "clip_lo": 1.0, "clip_hi": 1.0}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -129,16 +134,36 @@ def test_norm(inner: int, a_group: int, symmetric: bool, path: str, kernels: Any
     ],
 )
 def test_refusals(fields: dict[str, Any], message: str, kernels: Any) -> None:
-    good = {"rows": 1, "inner": 128, "bits": 4, "symmetric": 1, "clip_lo": 1.0, "clip_hi": 1.0}
-    assert check_reason(kernels(), "quantize", **good) is None
-    assert message in (check_reason(kernels(), "quantize", **good | fields) or "")
+    assert check_reason(kernels(), "quantize", **GOOD) is None
+    assert message in (check_reason(kernels(), "quantize", **GOOD | fields) or "")
+
+
+def test_an_old_gpu_is_refused(host_library: Path) -> None:
+    with pytest.raises(ValueError, match="arch: got 75, expected 80 or newer"):
+        CudaLibrary(host_library, Device(75, 40, 65536)).quantize(torch.zeros(1, 128))
 
 
 def test_pointers_are_looked_at_when_it_runs(kernels: Any) -> None:
     x = torch.zeros(2, 132)
-    with pytest.raises(ValueError, match=r"x: got address .*expected a multiple of 16"):
+    with pytest.raises(ValueError, match="x: got an address 4 bytes off, expected a multiple of 16"):
         kernels().quantize(x.flatten()[1:129].reshape(1, 128))
     with pytest.raises(ValueError, match="state: got a tensor, expected none"):
         kernels().quantize(torch.zeros(1, 128), state=torch.zeros(1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="right: got no tensor"):
-        kernels().quantize(torch.zeros(1, 128), left=torch.eye(128), right=torch.empty(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        *((field, {}) for field in ("x", "codes", "scale")),
+        ("zero", {"symmetric": 0}),
+        *((field, {"tac_block": 16}) for field in ("tac_matrix", "tac_bias")),
+        *((field, {"left_size": 8, "right_size": 16}) for field in ("left", "right")),
+    ],
+)
+def test_missing_pointers(field: str, fields: dict[str, int], kernels: Any) -> None:
+    library = kernels()
+    names = ("x", "codes", "scale", "zero", "tac_matrix", "tac_bias", "left", "right")
+    args = QuantizeArgs(**GOOD | fields | dict.fromkeys(names, 4096) | {field: 0})
+    launch = Launch(device=library.device)
+    reason = library._library.dllmc_quantize(ctypes.byref(args), ctypes.byref(launch))
+    assert reason.decode() == f"{field}: got no pointer, expected one"

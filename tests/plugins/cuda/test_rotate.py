@@ -1,12 +1,15 @@
 """Permutation and block-diagonal rotation: the kernels against the reference's sums in float64."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from plugins.cuda_library import check_reason
+from plugins.cuda_library import CudaLibrary, Device, check_reason
 from plugins.rotate import rotate
 
 
@@ -67,6 +70,35 @@ def test_blocks_that_the_tile_cannot_take_run_naively(kernels: Any) -> None:
         kernels().rotate(x, blocks, perm, path="tile")
 
 
+def test_a_channel_that_x_lacks_ends_the_process(host_library: Path) -> None:
+    """A corrupt model must not read beside its tensors; one child a case."""
+    program = f"""if True:
+        import os, torch
+        from plugins.cuda_library import CudaLibrary
+        library = CudaLibrary({str(host_library)!r})
+        for path in ("tile", "naive"):
+            for channel in (-1, 64, 2**40, 5):
+                child = os.fork()
+                if not child:
+                    perm = torch.arange(64)
+                    perm[37] = channel
+                    library.rotate(torch.ones(2, 64), torch.ones(4, 16, 16), perm, path=path)
+                    os._exit(0)
+                print(path, channel, "passed" if os.waitpid(child, 0)[1] == 0 else "ended")
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    cases = [(path, channel) for path in ("tile", "naive") for channel in (-1, 64, 2**40, 5)]
+    said = [f"{path} {channel} {'passed' if channel == 5 else 'ended'}" for path, channel in cases]
+    assert result.stdout.splitlines() == said
+    assert result.stderr.count("trap at") == result.stderr.count("rotate.cu") == 6
+
+
+def test_an_old_gpu_is_refused(host_library: Path) -> None:
+    x, blocks, perm = inputs(2, 64, 16)
+    with pytest.raises(ValueError, match="arch: got 75, expected 80 or newer"):
+        CudaLibrary(host_library, Device(75, 40, 65536)).rotate(x, blocks, perm)
+
+
 def test_no_rows(kernels: Any) -> None:
     _, blocks, perm = inputs(1, 64, 16)
     assert kernels().rotate(torch.empty(0, 64), blocks, perm).shape == (0, 64)
@@ -90,7 +122,7 @@ def test_refusals(fields: dict[str, Any], message: str, kernels: Any) -> None:
 
 def test_other_paths_and_bad_pointers_are_refused(kernels: Any) -> None:
     x, blocks, perm = inputs(2, 64, 16)
-    with pytest.raises(ValueError, match="path: got 5, expected auto, naive or tile"):
+    with pytest.raises(ValueError, match="path: got small, expected auto, naive or tile"):
         kernels().rotate(x, blocks, perm, path="small")
-    with pytest.raises(ValueError, match=r"x: got address .*expected a multiple of 16"):
+    with pytest.raises(ValueError, match="x: got an address 4 bytes off, expected a multiple of 16"):
         kernels().rotate(torch.zeros(129)[1:].reshape(2, 64), blocks, perm)
