@@ -6,11 +6,16 @@ Shape letters: M rows, K inner, N outputs, G groups, B batch, R head rows, V voc
 """
 
 import ctypes
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from plugins.int4 import codes_per_byte
+from plugins.record import OUTPUTS
 
 PATHS = {name: i for i, name in enumerate(("auto", "naive", "rows", "tile", "exact", "small", "large", "hopper"))}
 TYPES = {torch.float32: 0, torch.float16: 1}
@@ -55,11 +60,69 @@ RotateArgs = _structure("RotateArgs", "i64 rows; i32 inner block x_type y_type; 
 _ARGS = {"quantize": QuantizeArgs, "linear": LinearArgs, "head": HeadArgs, "rotate": RotateArgs}
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous(), "kernels read contiguous tensors"
-    return tensor.data_ptr()
+# Input -> tensor, shape (a number: so many values in any shape), types that the kernel reads.
+_Inputs = Mapping[str, tuple[Tensor | None, tuple[int, ...] | int, tuple[torch.dtype, ...]]]
+_FLOATING, _FLOAT, _BYTES = tuple(TYPES), (torch.float32,), (torch.int8,)
+_INT32, _INT64 = (torch.int32,), (torch.int64,)
+
+
+def _names(types: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
+
+
+def _mismatch(
+    tensor: Tensor, shape: tuple[int, ...] | int, types: tuple[torch.dtype, ...], device: torch.device
+) -> str | None:
+    """Why a kernel would read this tensor wrongly, "got X, expected Y"."""
+    if tensor.dtype not in types:
+        return f"got {_names((tensor.dtype,))}, expected {_names(types)}"
+    if isinstance(shape, int):
+        if tensor.numel() != shape:
+            return f"got {tensor.numel()} values, expected {shape}"
+    elif tensor.shape != shape:
+        return f"got shape {list(tensor.shape)}, expected {list(shape)}"
+    if tensor.device != device:
+        return f"got {tensor.device}, expected {device}"
+    return None if tensor.is_contiguous() else f"got strides {list(tensor.stride())}, expected contiguous"
+
+
+def _pointers(inputs: _Inputs, device: torch.device) -> dict[str, int | None]:
+    """Addresses by name, None for what is absent. Raises ValueError: the first tensor that does not fit."""
+    pointers: dict[str, int | None] = {}
+    for name, (tensor, shape, types) in inputs.items():
+        if tensor is not None and (reason := _mismatch(tensor, shape, types, device)):
+            raise ValueError(f"{name}: {reason}")
+        pointers[name] = None if tensor is None else tensor.data_ptr()
+    return pointers
+
+
+def _axes(name: str, tensor: Tensor, count: int) -> tuple[int, ...]:
+    """The shape of a tensor of so many axes. Raises ValueError for another number of axes."""
+    if tensor.ndim != count:
+        raise ValueError(f"{name}: got {tensor.ndim} axes, expected {count}")
+    return tuple(tensor.shape)
+
+
+def _rows(name: str, tensor: Tensor) -> tuple[tuple[int, ...], int]:
+    """Leading axes and the size of the last. Raises ValueError for a tensor without axes."""
+    if not tensor.ndim:
+        raise ValueError(f"{name}: got 0 axes, expected at least 1")
+    return tuple(tensor.shape[:-1]), tensor.shape[-1]
+
+
+def _last(tensor: Tensor | None) -> int:
+    return tensor.shape[-1] if tensor is not None and tensor.ndim else 0
+
+
+def _groups(inner: int, *sizes: int) -> int:
+    """Groups of the first size that is not 0. Sizes that there cannot be are refused by the kernel's check."""
+    return next((inner // size for size in sizes if size > 0), 1)
+
+
+def _type(name: str, dtype: torch.dtype) -> int:
+    if dtype not in TYPES:
+        raise ValueError(f"{name}: got {_names((dtype,))}, expected {_names(_FLOATING)}")
+    return TYPES[dtype]
 
 
 class CudaLibrary:
@@ -91,12 +154,21 @@ class CudaLibrary:
         empty = torch.empty(shape, dtype=dtype, device=like.device)
         return empty.fill_(fill) if self.poisoned else empty
 
-    def _run(self, name: str, args: ctypes.Structure, like: Tensor, path: str) -> None:
-        device = self.device
-        stream = torch.cuda.current_stream().cuda_stream if like.is_cuda else 0
+    def _check(self, name: str, args: ctypes.Structure, path: str) -> None:
+        """Raise ValueError for numbers that the op refuses, before outputs take their sizes from them."""
+        if path not in PATHS:
+            raise ValueError(f"path: got {path}, expected {', '.join(PATHS)}")
+        if reason := getattr(self._library, f"dllmc_{name}_check")(ctypes.byref(args)):
+            raise ValueError(reason.decode())
+
+    def _run(self, name: str, args: ctypes.Structure, outputs: Mapping[str, Tensor], path: str) -> None:
+        for field, tensor in outputs.items():
+            setattr(args, field, tensor.data_ptr())
+        device, where = self.device, next(iter(outputs.values())).device
+        stream = torch.cuda.current_stream().cuda_stream if where.type == "cuda" else 0
         size = getattr(self._library, f"dllmc_{name}_workspace")(ctypes.byref(args), ctypes.byref(device))
-        workspace = torch.empty(size, dtype=torch.uint8, device=like.device) if size else None
-        launch = Launch(stream, _pointer(workspace), device, PATHS[path])
+        workspace = torch.empty(size, dtype=torch.uint8, device=where)
+        launch = Launch(stream, workspace.data_ptr(), device, PATHS[path])
         if reason := getattr(self._library, f"dllmc_{name}")(ctypes.byref(args), ctypes.byref(launch)):
             raise ValueError(reason.decode())
 
@@ -121,22 +193,30 @@ class CudaLibrary:
         path: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`quantize.quantize` with codes packed: int8 [..., K/2] for at most 4 bits. Raises ValueError: the reason."""
-        *lead, inner = x.shape
-        codes = self._output((*lead, inner // 2 if bits <= 4 else inner), 0x55, torch.int8, x)
-        groups = inner // a_group if a_group else 1
-        scale = self._output((*lead, groups), torch.nan, torch.float32, x)
-        zero = self._output((0,) if symmetric else (*lead, groups), 2**30, torch.int32, x)
+        lead, inner = _rows("x", x)
+        a, b, g = _last(left), _last(right), _last(tac_matrix)
+        inputs: _Inputs = {
+            "x": (x, (*lead, inner), _FLOATING),
+            "norm_weight": (norm_weight, (inner,), _FLOAT),
+            "channel_scale": (channel_scale, (inner,), _FLOAT),
+            "tac_matrix": (tac_matrix, (_groups(inner, g), g, g), _FLOAT),
+            "tac_bias": (tac_bias, (inner,), _FLOAT),
+            "left": (left, (a, a), _FLOAT),
+            "right": (right, (b, b), _FLOAT),
+            "state": (state, math.prod(lead), _INT32),
+        }
+        pointers = _pointers(inputs, x.device)
         args = QuantizeArgs(
-            rows=x.numel() // inner, inner=inner, bits=bits, symmetric=symmetric, a_group=a_group,
-            clip_lo=clip_lo, clip_hi=clip_hi, eps=eps, gate_axis=gate_axis, gate_size=gate_size,
-            left_size=0 if left is None else left.shape[0], right_size=0 if right is None else right.shape[0],
-            tac_block=0 if tac_matrix is None else tac_matrix.shape[-1], x_type=TYPES[x.dtype], x=_pointer(x),
-            norm_weight=_pointer(norm_weight), channel_scale=_pointer(channel_scale),
-            tac_matrix=_pointer(tac_matrix), tac_bias=_pointer(tac_bias), left=_pointer(left), right=_pointer(right),
-            state=_pointer(state), codes=_pointer(codes), scale=_pointer(scale),
-            zero=None if symmetric else _pointer(zero),
+            rows=math.prod(lead), inner=inner, bits=bits, symmetric=symmetric, a_group=a_group, clip_lo=clip_lo,
+            clip_hi=clip_hi, eps=eps, gate_axis=gate_axis, gate_size=gate_size, left_size=a, right_size=b, tac_block=g,
+            x_type=TYPES[x.dtype], **pointers,
         )  # fmt: skip
-        self._run("quantize", args, x, path)
+        self._check("quantize", args, path)
+        grid = (*lead, _groups(inner, a_group))
+        codes = self._output((*lead, inner // codes_per_byte(bits)), 0x55, torch.int8, x)
+        scale = self._output(grid, torch.nan, torch.float32, x)
+        zero = self._output((0,) if symmetric else grid, 2**30, torch.int32, x)
+        self._run("quantize", args, {"codes": codes, "scale": scale, "zero": zero}, path)
         return codes, scale, zero
 
     def linear(
@@ -159,18 +239,29 @@ class CudaLibrary:
         path: str = "auto",
     ) -> Tensor:
         """`integer_linear.integer_linear` on packed codes and weights in `layout`. Raises ValueError: the reason."""
-        *lead, _ = codes.shape
-        outputs = weight.shape[0]
-        inner = weight.shape[1] * (2 if w_bits <= 4 else 1)
-        y = self._output((*lead, outputs // 2 if swiglu else outputs), torch.nan, y_type, codes)
+        lead, _ = _rows("codes", codes)
+        outputs, columns = _axes("weight", weight, 2)
+        inner = columns * codes_per_byte(w_bits)
+        grid, tables = (*lead, _groups(inner, a_group)), (outputs, _groups(inner, w_group))
+        inputs: _Inputs = {
+            "codes": (codes, (*lead, inner // codes_per_byte(a_bits)), _BYTES),
+            "scale": (scale, grid, _FLOAT),
+            "zero": (zero, grid, _INT32),
+            "weight": (weight, (outputs, columns), _BYTES),
+            "w_scale": (w_scale, tables, _FLOAT),
+            "w_sum": (w_sum, (outputs, _groups(inner, a_group, w_group)), _INT32),
+            "bias": (bias, (outputs,), _FLOAT),
+            "residual": (residual, (*lead, outputs), _FLOATING),
+        }
+        pointers = _pointers(inputs, codes.device)
         args = LinearArgs(
-            rows=scale.numel() // scale.shape[-1], inner=inner, outputs=outputs, a_bits=a_bits, w_bits=w_bits,
-            a_group=a_group, w_group=w_group, swiglu=swiglu, layout=layout, y_type=TYPES[y_type],
-            residual_type=0 if residual is None else TYPES[residual.dtype], codes=_pointer(codes),
-            scale=_pointer(scale), zero=_pointer(zero), weight=_pointer(weight), w_scale=_pointer(w_scale),
-            w_sum=_pointer(w_sum), bias=_pointer(bias), residual=_pointer(residual), y=_pointer(y),
+            rows=math.prod(lead), inner=inner, outputs=outputs, a_bits=a_bits, w_bits=w_bits, a_group=a_group,
+            w_group=w_group, swiglu=swiglu, layout=layout, y_type=_type("y_type", y_type),
+            residual_type=0 if residual is None else TYPES[residual.dtype], **pointers,
         )  # fmt: skip
-        self._run("linear", args, codes, path)
+        self._check("linear", args, path)
+        y = self._output((*lead, outputs // 2 if swiglu else outputs), torch.nan, y_type, codes)
+        self._run("linear", args, {"y": y}, path)
         return y
 
     def head(
@@ -186,31 +277,48 @@ class CudaLibrary:
         path: str = "auto",
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """`head.head` on weights in `layout`. Raises ValueError: the reason."""
-        batch, rows, inner = codes.shape
+        batch, rows, inner = _axes("codes", codes, 3)
+        vocabulary = _axes("weight", weight, 2)[0]
+        inputs: _Inputs = {
+            "codes": (codes, (batch, rows, inner), _BYTES),
+            "scale": (scale, (batch, rows, 1), _FLOAT),
+            "weight": (weight, (vocabulary, inner), _BYTES),
+            "w_scale": (w_scale, (vocabulary, 1), _FLOAT),
+            "logit_bias": (logit_bias, (vocabulary,), _FLOAT),
+            "inv_temp": (inv_temp, (batch,), _FLOAT),
+        }
+        pointers = _pointers(inputs, codes.device)
+        args = HeadArgs(
+            rows=batch * rows, rows_per_batch=rows, inner=inner, vocabulary=vocabulary, top_k=top_k, layout=layout,
+            **pointers,
+        )  # fmt: skip
+        self._check("head", args, path)
         top_ids = self._output((batch, rows, top_k), -1, torch.int64, codes)
         shapes = ((batch, rows, top_k), *3 * ((batch, rows),))
         floats = [self._output(shape, torch.nan, torch.float32, codes) for shape in shapes]
-        args = HeadArgs(
-            rows=batch * rows, rows_per_batch=rows, inner=inner, vocabulary=weight.shape[0], top_k=top_k,
-            layout=layout, codes=_pointer(codes), scale=_pointer(scale), weight=_pointer(weight),
-            w_scale=_pointer(w_scale), logit_bias=_pointer(logit_bias), inv_temp=_pointer(inv_temp),
-            top_ids=_pointer(top_ids), top_logits=_pointer(floats[0]), tail=_pointer(floats[1]),
-            neg_entropy=_pointer(floats[2]), lse_t=_pointer(floats[3]),
-        )  # fmt: skip
-        self._run("head", args, codes, path)
-        return top_ids, floats[0], floats[1], floats[2], floats[3]
+        record = (top_ids, floats[0], floats[1], floats[2], floats[3])
+        self._run("head", args, dict(zip(OUTPUTS, record, strict=True)), path)
+        return record
 
     def rotate(
         self, x: Tensor, blocks: Tensor, perm: Tensor, y_type: torch.dtype = torch.float32, path: str = "auto"
     ) -> Tensor:
         """`rotate.rotate`. Raises ValueError: the reason."""
-        y = self._output(tuple(x.shape), torch.nan, y_type, x)
-        inner = x.shape[-1]
+        lead, inner = _rows("x", x)
+        block = _last(blocks)
+        inputs: _Inputs = {
+            "x": (x, (*lead, inner), _FLOATING),
+            "blocks": (blocks, (_groups(inner, block), block, block), _FLOAT),
+            "perm": (perm, (inner,), _INT64),
+        }
+        pointers = _pointers(inputs, x.device)
         args = RotateArgs(
-            rows=x.numel() // inner, inner=inner, block=blocks.shape[-1], x_type=TYPES[x.dtype], y_type=TYPES[y_type],
-            x=_pointer(x), blocks=_pointer(blocks), perm=_pointer(perm), y=_pointer(y),
+            rows=math.prod(lead), inner=inner, block=block, x_type=TYPES[x.dtype], y_type=_type("y_type", y_type),
+            **pointers,
         )  # fmt: skip
-        self._run("rotate", args, x, path)
+        self._check("rotate", args, path)
+        y = self._output((*lead, inner), torch.nan, y_type, x)
+        self._run("rotate", args, {"y": y}, path)
         return y
 
 
