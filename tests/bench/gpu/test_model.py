@@ -25,6 +25,9 @@ from plugins.quantize import quantize
 
 CPU = torch.device("cpu")
 SHAPES = pytest.mark.parametrize("shape", [TINY_LLADA, TINY_DREAM], ids=lambda shape: shape.name)
+# In the caches' types: two sums that differ by their order alone round to neighbours, a unit of the last place apart.
+NEIGHBOURS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+LARGEST_LOGIT = 4.0  # of a hundred with a deviation of 1
 CASES = pytest.mark.parametrize("case", pass_cases(tiny=True), ids=lambda case: case.name)
 
 
@@ -48,7 +51,8 @@ def test_the_pass_on_naive_kernels_equals_the_simulation(shape: ModelShape, case
         model = QuantizedModel(shape, emulated, kernels, Draws(CPU, 5), "star", path="naive")
         found.append(whole_pass(model, prepare_pass(model, case, Draws(CPU, 6))))
     assert torch.equal(found[0].ids, found[1].ids)
-    torch.testing.assert_close(found[0].tail, found[1].tail, rtol=1e-3, atol=0)
+    # Each tail is a sum in float64 that is rounded to float32 once, so they are neighbours at most.
+    torch.testing.assert_close(found[0].tail, found[1].tail, rtol=2.0**-23, atol=0)
 
 
 def test_a_wrong_kernel_in_a_pass_is_named(simulated: Machine) -> None:
@@ -92,6 +96,15 @@ def plain_bf16(model: Bf16Model, ids: Tensor) -> Tensor:
     return F.linear(F.rms_norm(x, x.shape[-1:], weights["norm"], shape.norm_eps), weights["head"]).float()
 
 
+def record_error(model: Model) -> float:
+    """How far a record may move, as a share of it, when every logit becomes its neighbour, that is moves by e at most.
+
+    log p and the distance of two logits move by 2 e; so do, as a share, p of the best, tail (a sum of such e^z) and
+    entropy, whose change is the covariance of the logits' moves with log p: at most e E|log p + H| <= 2 e H.
+    """
+    return 2 * NEIGHBOURS[model.cache_type] * LARGEST_LOGIT
+
+
 @SHAPES
 def test_the_baseline_is_a_transformer(shape: ModelShape, simulated: Machine) -> None:
     model = Bf16Model(shape, simulated, Draws(CPU, 5))
@@ -100,10 +113,10 @@ def test_the_baseline_is_a_transformer(shape: ModelShape, simulated: Machine) ->
     found = whole_pass(model, inputs)
     logits = plain_bf16(model, inputs.ids)[inputs.head_rows] + model.logit_bias
     chance = logits.softmax(dim=-1)
-    torch.testing.assert_close(1 / (1 + found.tail), chance.amax(dim=-1), rtol=0.05, atol=0)
-    torch.testing.assert_close(found.neg_entropy, (chance * chance.log()).nansum(dim=-1), rtol=0.05, atol=0)
-    # bf16 rounds a dozen sums on the way, so the best token is one of the best of the textbook's.
-    assert bool((logits.gather(1, found.ids[:, None])[:, 0] >= logits.amax(dim=-1) - 0.1).all())
+    error = record_error(model)
+    torch.testing.assert_close(1 / (1 + found.tail), chance.amax(dim=-1), rtol=error, atol=0)
+    torch.testing.assert_close(found.neg_entropy, (chance * chance.log()).nansum(dim=-1), rtol=error, atol=0)
+    assert bool((logits.gather(1, found.ids[:, None])[:, 0] >= logits.amax(dim=-1) - error).all())
 
 
 def plain_linear(block: dict[str, Any], name: str, x: Tensor, state: Tensor) -> Tensor:
@@ -141,10 +154,12 @@ def test_the_quantised_model_is_a_transformer(shape: ModelShape, method: str, si
     state = (inputs.ids == shape.mask_id).int()
     found = model.blocks(model.embed(inputs.ids), inputs.positions, state)
     expected = plain_quantized(model, inputs.ids)
-    # A rounding of a half can move a code, and that moves a few values by a step of a row; a wrong formula moves all.
-    apart = (found - expected).abs() / expected.abs().mean()
-    assert float((apart > 1e-2).float().mean()) < 0.2
-    assert float(apart.mean()) < 0.02
+    # Most rows differ by roundings of float32 alone: 8 linears of 4 each, of values up to 4 times the mean.
+    apart = ((found - expected).abs() / expected.abs().mean()).amax(dim=-1)
+    assert float(apart.median()) < 8 * 4 * 4 * 2.0**-24
+    # Elsewhere a half of attention became its neighbour and moved a code, at most one of a linear. Codes are about 2.5
+    # large and add up to 0.3 of the stream in the root of K terms, so that one step is 0.3 / (2.5 sqrt(K)) of it.
+    assert float(apart.max()) < 8 * 0.3 / (2.5 * shape.hidden**0.5)
     record = whole_pass(model, inputs)
     codes, scale, _ = quantize(found[inputs.head_rows], model.weights["norm"], bits=8, eps=shape.norm_eps)
     head = from_layout(model.weights["head"], 1)
@@ -168,7 +183,8 @@ def test_a_block_pass_is_the_full_pass_on_equal_ids(shape: ModelShape, kind: str
     ids = torch.where(torch.arange(24) > 15, shape.mask_id, torch.arange(24) * 3)
     full = model(ids, torch.arange(24), torch.arange(16, 20))
     block = model(ids[16:20], torch.arange(16, 20), torch.arange(4))
-    torch.testing.assert_close(block.tail, full.tail, rtol=0.02, atol=0)
+    # Rows meet in attention only, whose sums may have another order where fewer rows pass.
+    torch.testing.assert_close(block.tail, full.tail, rtol=record_error(model), atol=0)
     assert torch.equal(block.ids, full.ids)
 
 
