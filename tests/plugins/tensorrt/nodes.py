@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plugins import OPS
-from plugins.int4 import pack_int4, unpack_int4
+from plugins.int4 import pack_codes
 from plugins.layout import to_layout
 
 
@@ -26,16 +26,6 @@ class Node:
         return str(OPS[self.op].onnx_type)
 
 
-def packed(codes: Tensor, bits: int) -> Tensor:
-    """Codes as bytes: two a byte for at most 4 bits."""
-    return pack_int4(codes).view(torch.int8) if bits <= 4 else codes
-
-
-def unpacked(data: Tensor, bits: int) -> Tensor:
-    """Inverse of `packed`."""
-    return unpack_int4(data.view(torch.uint8)) if bits <= 4 else data
-
-
 def node(op: str, given: dict[str, Any], *, y_type: torch.dtype | None = None) -> Node:
     """The node of a call of the op's reference, whose arguments are unpacked and in the canonical layout."""
     declared = OPS[op]
@@ -46,14 +36,14 @@ def node(op: str, given: dict[str, Any], *, y_type: torch.dtype | None = None) -
     stored = {name: arguments[name] for name in declared.present(attributes)}
     if "weight" in stored:
         attributes["layout"] = 1
-        weight = packed(stored["weight"], int(attributes.get("w_bits", 8)))
+        weight = pack_codes(stored["weight"], int(attributes.get("w_bits", 8)))
         stored["weight"] = to_layout(weight, 1)
     if "codes" in stored:
-        stored["codes"] = packed(stored["codes"], int(attributes.get("a_bits", 8)))
+        stored["codes"] = pack_codes(stored["codes"], int(attributes.get("a_bits", 8)))
     outputs = list(expected) if isinstance(expected, tuple) else [expected]
     outputs = outputs[: len(declared.outputs(attributes))]
     if op == "quantize":
-        outputs[0] = packed(outputs[0], int(attributes["bits"]))
+        outputs[0] = pack_codes(outputs[0], int(attributes["bits"]))
     if y_type:
         outputs[0] = outputs[0].to(y_type)
     return Node(op, attributes, [t.numpy() for t in stored.values()], [t.numpy() for t in outputs])
