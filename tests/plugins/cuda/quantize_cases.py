@@ -30,10 +30,17 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], bits: 
     assert torch.equal(found[2], expected[2])
 
 
-def assert_near(found: tuple[Tensor, ...], y: Tensor, error: Tensor, options: dict[str, Any]) -> float:
-    """Share of codes that differ, after `near_codes` found none, no scale and no zero too far from those of y."""
+def assert_near(found: tuple[Tensor, ...], y: Tensor, error: Tensor, options: dict[str, Any]) -> Tensor:
+    """Where codes differ, after `near_codes` found none, no scale and no zero too far from those of y."""
     codes, scale, zero = quantize(y, **options)
     near = near_codes(found, (pack_codes(codes, options.get("bits", 4)), scale, zero), y, error, options)
     for name, wrong in near.wrong.items():
         assert not wrong.any(), f"{name}: {int(wrong.sum())} of {wrong.numel()} wrong"
-    return float(near.apart.double().mean())
+    return near.apart
+
+
+def assert_rare(*apart: Tensor) -> None:
+    """At most 0.1 % of all these codes differ, and five standard deviations of a count at that rate."""
+    differing, codes = sum(int(a.sum()) for a in apart), sum(a.numel() for a in apart)
+    usual = 1e-3 * codes
+    assert differing <= usual + 5 * usual**0.5, f"{differing} of {codes} codes differ"

@@ -10,7 +10,7 @@ import torch
 from plugins.cuda_library import CudaLibrary, Device, Launch, QuantizeArgs, check_reason
 from plugins.int4 import code_limit
 from plugins.quantize import prepare, quantize
-from tests.plugins.cuda.quantize_cases import EPSILON, assert_equal, assert_near, hard_rows
+from tests.plugins.cuda.quantize_cases import EPSILON, assert_equal, assert_near, assert_rare, hard_rows
 
 
 @pytest.mark.parametrize("path", ["rows", "naive"])
@@ -108,7 +108,7 @@ def test_norm(inner: int, a_group: int, symmetric: bool, path: str, kernels: Any
             options: dict[str, Any] = {"bits": bits, "symmetric": symmetric, "a_group": a_group}
             found = kernels().quantize(x, norm_weight=weight, channel_scale=scale, eps=eps, **options, path=path)
             y = prepare(x, weight, scale, eps=eps)
-            assert assert_near(found, y, y.double().abs() * relative, options) <= 1e-3
+            assert_rare(assert_near(found, y, y.double().abs() * relative, options))
 
 
 GOOD: dict[str, Any] = {"rows": 1, "inner": 128, "bits": 4, "symmetric": 1, "clip_lo": 1.0, "clip_hi": 1.0}
