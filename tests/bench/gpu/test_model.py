@@ -31,6 +31,15 @@ LARGEST_LOGIT = 4.0  # of a hundred with a deviation of 1
 CASES = pytest.mark.parametrize("case", pass_cases(tiny=True), ids=lambda case: case.name)
 
 
+def record_error(model: Model) -> float:
+    """How far a record may move, as a share of it, when every logit becomes its neighbour, that is moves by e at most.
+
+    log p and the distance of two logits move by 2 e; so do, as a share, p of the best, tail (a sum of such e^z) and
+    entropy, whose change is the covariance of the logits' moves with log p: at most e E|log p + H| <= 2 e H.
+    """
+    return 2 * NEIGHBOURS[model.cache_type] * LARGEST_LOGIT
+
+
 @pytest.mark.parametrize("method", METHODS)
 @SHAPES
 def test_every_call_of_a_pass_is_that_of_the_reference(shape: ModelShape, method: str, emulated: Machine) -> None:
@@ -45,14 +54,17 @@ def test_every_call_of_a_pass_is_that_of_the_reference(shape: ModelShape, method
 @CASES
 @SHAPES
 def test_the_pass_on_naive_kernels_equals_the_simulation(shape: ModelShape, case: PassCase, emulated: Machine) -> None:
-    """Naive kernels sum in float64 as the references do, so nothing may differ but SwiGLU's last place."""
+    """Naive kernels sum in float64 as the references do, so nothing may differ but SwiGLU's last place, in few rows."""
     found = []
     for kernels in (emulated.load(True), References()):
         model = QuantizedModel(shape, emulated, kernels, Draws(CPU, 5), "star", path="naive")
         found.append(whole_pass(model, prepare_pass(model, case, Draws(CPU, 6))))
     assert torch.equal(found[0].ids, found[1].ids)
-    # Each tail is a sum in float64 that is rounded to float32 once, so they are neighbours at most.
-    torch.testing.assert_close(found[0].tail, found[1].tail, rtol=2.0**-23, atol=0)
+    # Each tail is a sum in float64 that is rounded to float32 once, so they are neighbours at most; but for the rows
+    # where a SwiGLU's last place makes a half its neighbour.
+    apart = (found[0].tail.double() / found[1].tail.double() - 1).abs()
+    assert float(apart.median()) <= 2.0**-23
+    assert float(apart.max()) <= record_error(model)
 
 
 def test_a_wrong_kernel_in_a_pass_is_named(simulated: Machine) -> None:
@@ -94,15 +106,6 @@ def plain_bf16(model: Bf16Model, ids: Tensor) -> Tensor:
         gate, up = F.linear(normed, block["gate_up"]).split(shape.inner, dim=-1)
         x = x + F.linear(F.silu(gate) * up, block["down"])
     return F.linear(F.rms_norm(x, x.shape[-1:], weights["norm"], shape.norm_eps), weights["head"]).float()
-
-
-def record_error(model: Model) -> float:
-    """How far a record may move, as a share of it, when every logit becomes its neighbour, that is moves by e at most.
-
-    log p and the distance of two logits move by 2 e; so do, as a share, p of the best, tail (a sum of such e^z) and
-    entropy, whose change is the covariance of the logits' moves with log p: at most e E|log p + H| <= 2 e H.
-    """
-    return 2 * NEIGHBOURS[model.cache_type] * LARGEST_LOGIT
 
 
 @SHAPES
