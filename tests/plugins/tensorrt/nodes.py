@@ -116,3 +116,13 @@ def rotate_node(
         "perm": torch.randperm(inner),
     }
     return node("rotate", given, y_type=dtype)
+
+
+# Op -> a plain node of it.
+NODES = {
+    "quantize": quantize_node,
+    "int4_linear": linear_node,
+    "int8_linear": lambda: linear_node(a_bits=8, w_bits=8),
+    "head": head_node,
+    "rotate": rotate_node,
+}

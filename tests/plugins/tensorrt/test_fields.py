@@ -6,14 +6,8 @@ from plugins import OPS
 from plugins.op import PLUGIN
 from tests.plugins.tensorrt import nodes
 from tests.plugins.tensorrt.harness import FIELD_TYPES, Field, Harness, fields_of, number, text
+from tests.plugins.tensorrt.nodes import NODES
 
-NODES = {
-    "quantize": nodes.quantize_node,
-    "int4_linear": nodes.linear_node,
-    "int8_linear": lambda: nodes.linear_node(a_bits=8, w_bits=8),
-    "head": nodes.head_node,
-    "rotate": nodes.rotate_node,
-}
 LINEAR = fields_of(nodes.linear_node().attributes)
 
 

@@ -19,6 +19,7 @@ import pytest
 from plugins import OPS, toolchain
 from plugins.op import DOMAIN
 from tests.plugins.tensorrt import graphs, nodes
+from tests.plugins.tensorrt.nodes import NODES
 from tests.plugins.tools import made
 
 RUNTIMES = {
@@ -49,15 +50,6 @@ def ask(plugin_library: Path, tmp_path: Path) -> Asked:
         return json.loads(answer), "\n".join([*log, done.stderr])
 
     return run
-
-
-NODES = {
-    "quantize": nodes.quantize_node,
-    "int4_linear": nodes.linear_node,
-    "int8_linear": lambda: nodes.linear_node(a_bits=8, w_bits=8),
-    "head": nodes.head_node,
-    "rotate": nodes.rotate_node,
-}
 
 
 @pytest.mark.parametrize("op", NODES)
