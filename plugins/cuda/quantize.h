@@ -4,6 +4,8 @@
 //   tile    transform, and TAC by blocks of 16, to at most 4 bits: products of halves on tensor cores
 //   exact   TAC and transform in float32 on CUDA cores: 8 bits, and sizes that the tile path lacks
 //   naive   the reference's formulas in float64, one thread an element; also rows too large for the others
+//
+// x and the tables are finite: a NaN makes no scale here, as no maximum takes it, where the reference's scale is NaN.
 #pragma once
 
 #include <cstring>
