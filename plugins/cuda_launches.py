@@ -114,6 +114,7 @@ def dynamic_shared_bytes(library: Path) -> Mapping[str, Mapping[str, int]]:
     for target, gpu in GPUS.items():
         most: dict[str, int] = defaultdict(int)
         device = Device(int(target.rstrip("a")), gpu.num_sms, gpu.block_kib * 1024)
+        ops.dllmc_play(device.shared_bytes)
         for (name, cases), path in product(OPS.items(), PATHS.values()):
             launch = Launch(None, TENSOR, device, path)
             for args in cases():

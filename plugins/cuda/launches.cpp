@@ -10,25 +10,21 @@
 namespace {
 
 struct Kernel {
-  std::string name;  // mangled
-  size_t allowed = 48 * 1024;  // dynamic shared bytes, until cudaFuncSetAttribute raises them
+  std::string name;         // mangled
+  int allowed = 48 * 1024;  // dynamic shared bytes, until cudaFuncSetAttribute raises them
 };
-struct Configuration {
-  dim3 grid, block;
-  size_t shared_bytes;
-  cudaStream_t stream;
-};
-
 // Objects register their kernels before the globals of this file are sure to be there.
 std::map<const void*, Kernel>& kernels() {
   static std::map<const void*, Kernel> all;
   return all;
 }
-Configuration configured;
 std::string written;
-cudaError_t last = cudaSuccess;
+int most_shared_bytes = 0;
 
 }  // namespace
+
+// What cudaDevAttrMaxSharedMemoryPerBlockOptin says from now on.
+DLLMC_EXPORT void dllmc_play(int shared_bytes) { most_shared_bytes = shared_bytes; }
 
 // Launches since the last call, one a line: kernel, threads of a block, dynamic shared bytes of a block.
 DLLMC_EXPORT const char* dllmc_launches() {
@@ -51,45 +47,31 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
   kernels()[host].name = name;
 }
 
-unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, CUstream_st* stream) {
-  configured = {grid, block, shared_bytes, stream};
-  return 0;
-}
-cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_bytes, void* stream) {
-  *grid = configured.grid;
-  *block = configured.block;
-  *shared_bytes = configured.shared_bytes;
-  *static_cast<cudaStream_t*>(stream) = configured.stream;
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
   return cudaSuccess;
 }
-
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorInvalidValue;
+  *value = most_shared_bytes;
+  return cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute, int value) {
-  kernels().at(host).allowed = static_cast<size_t>(value);
+  if (value > most_shared_bytes) return cudaErrorInvalidValue;
+  kernels().at(host).allowed = value;
   return cudaSuccess;
 }
 cudaError_t cudaLaunchKernel(const void* host, dim3, dim3 block, void**, size_t shared_bytes, cudaStream_t) {
   const Kernel& kernel = kernels().at(host);
-  if (shared_bytes > kernel.allowed) return last = cudaErrorInvalidValue;
+  if (shared_bytes > static_cast<size_t>(kernel.allowed)) return cudaErrorInvalidValue;
   written += kernel.name + ' ' + std::to_string(block.x) + ' ' + std::to_string(shared_bytes) + '\n';
   return cudaSuccess;
 }
-// What nvcc 13 calls in its place.
-cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
-  *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(host));
-  return cudaSuccess;
-}
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
-                               cudaStream_t stream) {
-  return cudaLaunchKernel(kernel, grid, block, arguments, shared_bytes, stream);
-}
+// Named by stubs that nvcc writes for the launches of its own syntax, which no op uses.
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorNotSupported; }
+cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorNotSupported; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) { return cudaErrorNotSupported; }
 
-cudaError_t cudaGetLastError() {
-  const cudaError_t status = last;
-  last = cudaSuccess;
-  return status;
-}
 const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
-cudaError_t cudaGetDevice(int*) { return cudaErrorNoDevice; }
-cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNoDevice; }
 
 }  // extern "C"
