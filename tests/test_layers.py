@@ -45,11 +45,18 @@ HEAVY |= {"passes", "plugins"}
 COMMAND_LINE = ("pipeline/cli", "pipeline/__main__.py")
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+OTHER_FILES = sorted(path for folder in ("tests", "bench") for path in (ROOT / folder).rglob("*.py"))
 NATIVE_FILES = sorted(
     path for folder in ("plugins", "tests") for kind in ("*.h", "*.cu", "*.cpp") for path in (ROOT / folder).rglob(kind)
 )
 KERNEL_FILES = [path for path in NATIVE_FILES if path.is_relative_to(ROOT / "plugins/cuda")]
+
+
+# What may hold braces and quotes that mean nothing: comments, strings, characters, lines of the preprocessor.
+MEANINGLESS = re.compile(
+    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+'|^[ \t]*\#(?:\\\n|[^\n])*""", re.DOTALL | re.MULTILINE
+)
+SCOPE = re.compile(r"(template\s*<.*>\s*)?(inline\s+)?(namespace|struct|class|union|enum|extern)\b[^()=]*$", re.DOTALL)
 
 
 def named(path: Path) -> str:
@@ -121,7 +128,7 @@ def test_commands_import_late(path: Path) -> None:
     assert third_party <= {"click", "pipeline"}, f"{named(path)} imports {sorted(third_party)} at module level"
 
 
-@pytest.mark.parametrize("path", FILES + TEST_FILES, ids=named)
+@pytest.mark.parametrize("path", FILES + OTHER_FILES, ids=named)
 def test_files_and_functions_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_FILE_LINES, f"{named(path)} has {lines} lines, at most {MAX_FILE_LINES}"
@@ -131,12 +138,59 @@ def test_files_and_functions_are_short(path: Path) -> None:
             assert length <= MAX_FUNCTION_LINES, f"{named(path)}: {node.name} has {length} lines"
 
 
+def native_functions(source: str) -> Iterator[tuple[str, int]]:
+    """Heads of the functions of namespaces and classes, each with its number of lines, head included."""
+    text = MEANINGLESS.sub(lambda found: "\n" * found.group().count("\n"), source)
+    blocks: list[tuple[str, int, bool]] = []  # head, where it begins, whether what is in it are declarations
+    start = 0
+    for mark in re.finditer("[;{}]", text):
+        declares = all(scope for *_, scope in blocks)
+        if mark.group() == "{":
+            head = text[start : mark.start()].strip()
+            blocks.append((head, mark.start() - len(text[start : mark.start()].lstrip()), bool(SCOPE.match(head))))
+        elif mark.group() == "}":
+            head, begin, is_scope = blocks.pop()
+            if not is_scope and "(" in head and all(scope for *_, scope in blocks):
+                yield head, text.count("\n", begin, mark.start()) + 1
+        if mark.group() != ";" or declares:
+            start = mark.end()
+    assert not blocks, f"no }} for {blocks[-1][0]}"
+
+
+NATIVE = """
+namespace n {
+// not {
+struct S {
+  int f(int a = g(1)) const {
+    if (a) { h('{'); }
+    return 1;
+  }
+};
+constexpr int kTable[] = {1, 2};
+#define OPEN {
+template <class T>
+T twice(T x) {
+  return x + x;
+}
+}
+"""
+
+
+def test_native_functions_are_found() -> None:
+    assert list(native_functions(NATIVE)) == [
+        ("int f(int a = g(1)) const", 4),
+        ("template <class T>\nT twice(T x)", 4),
+    ]
+
+
 @pytest.mark.parametrize("path", NATIVE_FILES, ids=named)
 def test_native_files_are_short_and_say_what_they_are(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MAX_FILE_LINES, f"{named(path)} has {len(lines)} lines, at most {MAX_FILE_LINES}"
     assert max(map(len, lines)) <= MAX_LINE, f"{named(path)} has lines longer than {MAX_LINE}"
     assert lines[0].startswith("// "), f"{named(path)} does not begin with what it is"
+    for head, length in native_functions("\n".join(lines)):
+        assert length <= MAX_FUNCTION_LINES, f"{named(path)}: {head} has {length} lines"
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=named)
