@@ -73,7 +73,7 @@ const char* check(const HeadArgs& p) {
 
 size_t workspace_bytes(const HeadArgs& p, const Device& device) {
   if (p.layout != 1 || p.rows == 0) return 0;
-  // rows * slabs is not monotone in the rows: those that fill their chunks have more. This bounds it for every number of
+  // rows * slabs is not monotone in the rows: those that fill their chunks have more. This bounds it for all numbers of
   // rows up to p.rows: chunks of at most kMaxChunkRows share the blocks, a slab holds a unit at least, or there is one.
   const int64_t chunk = p.rows < kMaxChunkRows ? p.rows : kMaxChunkRows;
   const int64_t by_blocks = chunk * kBlocksPerSm * device.num_sms, by_units = p.rows * make_plan(p, device).units;
