@@ -1,8 +1,6 @@
 """The complete denoising loop: tokens per second of both models on the same fixed schedule."""
 
 import time
-from collections.abc import Iterator
-from functools import partial
 
 import torch
 
@@ -12,9 +10,10 @@ from bench.gpu.loop import Loop, Schedule
 from bench.gpu.machine import Machine
 from bench.gpu.operands import Draws
 from bench.gpu.quantized import QuantizedModel
-from bench.gpu.section import Item, Plan, Row, Section
-from bench.gpu.shapes import BLOCK_ROWS, CANVASES, MODELS, TINY_MODELS, ModelShape
+from bench.gpu.section import Plan, Row, Section
+from bench.gpu.shapes import BLOCK_ROWS, CANVASES, ModelShape
 from bench.gpu.timing import Times, paired
+from bench.gpu.whole_models import items_of
 
 GENERATED = 256
 STEPS_A_BLOCK = 8
@@ -81,12 +80,6 @@ def measure_loops(plan: Plan, shape: ModelShape, method: str, seed: int) -> Row:
     return row
 
 
-def _items(plan: Plan) -> Iterator[Item]:
-    for number, shape in enumerate(TINY_MODELS if plan.machine.emulated else MODELS):
-        for method in plan.methods:
-            yield f"{shape.name} {method}", partial(measure_loops, plan, shape, method, plan.seed + number)
-
-
 def _said(row: Row) -> str:
     if "void" in row:
         return str(row["void"])
@@ -98,5 +91,9 @@ def _said(row: Row) -> str:
 
 
 LOOPS = Section(
-    name="loops", about="the complete denoising loop, tokens per second", items=_items, said=_said, slowest_s=150.0
+    name="loops",
+    about="the complete denoising loop, tokens per second",
+    items=items_of(measure_loops),
+    said=_said,
+    slowest_s=150.0,
 )

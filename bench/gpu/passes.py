@@ -3,7 +3,6 @@
 Shape letters: Q query rows, S cache slots, R head rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +14,10 @@ from bench.gpu.contenders import DoesNotFitError, allocated_bytes, make_room, pe
 from bench.gpu.model import Model, Recorded, size_bytes
 from bench.gpu.operands import Draws
 from bench.gpu.quantized import QuantizedModel
-from bench.gpu.section import Item, Plan, Row, Section
-from bench.gpu.shapes import BLOCK_KEYS, BLOCK_ROWS, CANVASES, MODELS, TINY_MODELS, ModelShape
+from bench.gpu.section import Plan, Row, Section
+from bench.gpu.shapes import BLOCK_KEYS, BLOCK_ROWS, CANVASES, ModelShape
 from bench.gpu.timing import capture, interleaved, paired
+from bench.gpu.whole_models import items_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +128,6 @@ def measure_model(plan: Plan, shape: ModelShape, method: str, seed: int) -> Row:
     return {"weight_bytes": weights, "peak_bytes": peak, "passes": passes}
 
 
-def _items(plan: Plan) -> Iterator[Item]:
-    for number, shape in enumerate(TINY_MODELS if plan.machine.emulated else MODELS):
-        for method in plan.methods:
-            yield f"{shape.name} {method}", partial(measure_model, plan, shape, method, plan.seed + number)
-
-
 def _said(row: Row) -> str:
     if "void" in row:
         return str(row["void"])
@@ -146,7 +140,7 @@ def _said(row: Row) -> str:
 PASSES = Section(
     name="passes",
     about="one block and whole models against bf16, memory of both",
-    items=_items,
+    items=items_of(measure_model),
     said=_said,
     slowest_s=200.0,
 )
