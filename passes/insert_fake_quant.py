@@ -1,5 +1,7 @@
 """Simulate quantised activations: `linear(x, ...)` -> `linear(fake_quant(x), ...)`, once for each input and format."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -10,20 +12,25 @@ ops = torch.ops.dllmc
 
 
 class InsertFakeQuant:
-    """Every linear whose activations the plan quantises; inputs shared by linears are quantised once."""
+    """Every linear whose activations the plan quantises; inputs shared by linears are quantised once.
 
-    def __init__(self, plan: QuantPlan) -> None:
-        self.plan = plan
+    `numbers` hold a site's clip ratios under `<site>.clip_lo` and `<site>.clip_hi` where a method clips.
+    """
+
+    def __init__(self, plan: QuantPlan, numbers: Mapping[str, float] | None = None) -> None:
+        self.plan, self.numbers = plan, numbers or {}
 
     def __call__(self, graph: GraphModule) -> int:
         made: dict[tuple[object, ...], Node] = {}
         count = 0
         for linear in calls(graph, torch.ops.aten.linear.default):
-            spec = self.plan.spec(site_of(linear))
+            site = site_of(linear)
+            spec = self.plan.spec(site)
             source = node_of(linear.args[0])
             if spec is None or spec.a_bits >= 16 or source.target is ops.fake_quant.default:
                 continue
-            arguments = (source, spec.a_bits, spec.symmetric, spec.a_group, 1.0, 1.0)
+            clip_lo, clip_hi = (self.numbers.get(f"{site}.{end}", 1.0) for end in ("clip_lo", "clip_hi"))
+            arguments = (source, spec.a_bits, spec.symmetric, spec.a_group, clip_lo, clip_hi)
             if arguments not in made:
                 with graph.graph.inserting_after(source):
                     made[arguments] = graph.graph.call_function(ops.fake_quant.default, arguments)

@@ -17,6 +17,13 @@ def check_float(graph: GraphModule) -> None:
             raise ValueError(f"{node.name} does not read a weight")
 
 
+def check_rewritten(graph: GraphModule) -> None:
+    """Every linear still reads a float weight directly, whatever stands before it."""
+    for node in calls(graph, torch.ops.aten.linear.default):
+        if not is_attribute(node.args[1]) or not attribute(graph, node_of(node.args[1])).is_floating_point():
+            raise ValueError(f"{node.name} does not read a float weight")
+
+
 def check_quantized(graph: GraphModule) -> None:
     """No linear computes with quantised activations and a float weight, and codes lie on their grid."""
     ops = torch.ops.dllmc

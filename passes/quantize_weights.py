@@ -8,9 +8,15 @@ from torch.fx import GraphModule
 
 from passes.graph import add_attribute, attribute, calls, is_attribute, node_of, site_of
 from passes.quant_spec import QuantPlan, QuantSpec
+from passes.solvers.nearest import round_to_nearest
 
 # (site, weight [N, K], spec) -> codes int8 [N, K], scales float32 [N, G]
 WeightSolver = Callable[[str, Tensor, QuantSpec], tuple[Tensor, Tensor]]
+
+
+def nearest(site: str, weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """The solver that needs no calibration."""
+    return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group)
 
 
 class QuantizeWeights:

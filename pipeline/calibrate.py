@@ -45,6 +45,11 @@ class Canvas:
         self.valid = torch.arange(length)[None, :] < states.kv_len[:, None]
         self.visible = self.valid[:, None, None, :].expand(-1, 1, length, -1)
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the graph of the next block takes."""
+        return self.x, self.cos, self.sin, self.visible, self.states.masked.int()
+
     def enter(self, ends: GraphModule) -> None:
         """The embeddings become the residual stream; the head, which is in the same graph, gets no rows."""
         width = attributes(ends)["embed.weight"].shape[1]
@@ -65,7 +70,7 @@ def collect_stats(
             if piece.name == ENDS:
                 canvas.enter(graph)
             else:
-                canvas.x = _observed(graph, canvas, stats, (canvas.x, canvas.cos, canvas.sin, canvas.visible))
+                canvas.x = _observed(graph, canvas, stats, canvas.inputs)
         if piece.name == ENDS:
             ends = graph
         on_piece(piece.name)

@@ -51,13 +51,16 @@ class Recorded(Transformer):
 
 
 class OneBlock(nn.Module):
-    """Block `index` alone, under its name in the whole model."""
+    """Block `index` alone, under its name in the whole model.
+
+    `state` int32 [B, Q] is 1 at masked positions: nothing reads it yet, but passes may add what does.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleDict({str(index): Block(config)})
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, state: Tensor) -> Tensor:
         (block,) = self.blocks.values()
         out: Tensor = block(x, cos, sin, visible)
         return out
@@ -149,8 +152,10 @@ def _block_template(config: ModelConfig) -> GraphModule:
             angle,
             angle.clone(),
             torch.ones(2, 1, 5, 5, dtype=torch.bool),
+            torch.zeros(2, 5, dtype=torch.int32),
         )
-        return _trace(OneBlock(config, 0), example, ({0: batch, 1: query}, rotary, rotary, {**rotary, 3: query}))
+        rows = {0: batch, 1: query}
+        return _trace(OneBlock(config, 0), example, (rows, rotary, rotary, {**rotary, 3: query}, rows))
 
 
 def _trace(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[object, ...]) -> GraphModule:

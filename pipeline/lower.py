@@ -5,7 +5,7 @@ It rewrites nothing of its own: passes make the graph, `plugins` say what each o
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,16 +30,16 @@ IR_VERSION = 11
 ALIGNMENT = 4096  # one page, so that a runtime can map the weights
 
 
-def simulated_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
-    """The whole model with simulated quantisation, on the meta device."""
+def simulated_graph(config: ModelConfig, recipe: Recipe, numbers: Mapping[str, float]) -> GraphModule:
+    """The whole model with simulated quantisation, on the meta device; `numbers` are those of its weights."""
     graph = capture_whole(config, top_k=recipe.lowering.top_k, debug_logits=recipe.lowering.debug_logits)
-    simulate(graph, recipe)
+    simulate(graph, recipe, config, numbers)
     return graph
 
 
-def lowered_graph(config: ModelConfig, recipe: Recipe) -> GraphModule:
+def lowered_graph(config: ModelConfig, recipe: Recipe, numbers: Mapping[str, float]) -> GraphModule:
     """The graph of ops that is translated, on the meta device."""
-    graph = simulated_graph(config, recipe)
+    graph = simulated_graph(config, recipe, numbers)
     run(graph, LOWERING, check_lowered)
     return graph
 
@@ -51,7 +51,7 @@ def write_onnx(
 
     Raises InputRefused when the sidecar files do not hold exactly the weights that the graph reads.
     """
-    graph = lowered_graph(config, recipe)
+    graph = lowered_graph(config, recipe, weights.numbers)
     expected = {name: tuple(value.shape) for name, value in attributes(graph).items()}
     found = {name: weights.shape(name) for name in weights.names}
     if expected != found:

@@ -3,8 +3,11 @@
 One file a piece, `weights/<piece>.safetensors`. Codes of four bits or fewer are packed two a byte, low nibble first.
 """
 
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import safe_open
@@ -13,39 +16,74 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.base import PassError, run
+from passes.fit import CalibrationError, Fit
 from passes.graph import attributes, calls, int_of, node_of
-from passes.invariants import check_lowered, check_quantized
+from passes.invariants import check_lowered, check_quantized, check_rewritten
 from passes.lowering import LOWERING
 from passes.methods import METHODS
-from passes.quant_spec import QuantPlan, QuantSpec
+from passes.methods.method import Method
+from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
 from passes.store_half import HalfRangeError
 from pipeline.calibrate import float_pieces
-from pipeline.capture import constants
-from pipeline.errors import InputRefused
+from pipeline.calibration.states import States
+from pipeline.calibration.stream import Stream
+from pipeline.capture import ENDS, constants
+from pipeline.errors import InputRefused, UsageFault
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.config import ModelConfig
 from pipeline.recipe import Recipe
 from plugins.int4 import pack_int4, unpack_int4
 
 CONSTANTS = "constants"
 
 
-def quant_plan(recipe: Recipe) -> QuantPlan:
+def check_format(recipe: Recipe) -> None:
+    """Raise UsageFault for bits that the recipe's method cannot do."""
+    part, formats = recipe.linear, METHODS[recipe.method].formats
+    if part.w_bits < 16 and (part.w_bits, part.a_bits) not in formats:
+        known = ", ".join(f"w{w}a{a}" for w, a in sorted(formats, reverse=True))
+        raise UsageFault(
+            f"method {recipe.method} cannot do w{part.w_bits}a{part.a_bits}; it does {known}; "
+            "choose other bits with --set linear.w_bits and linear.a_bits, or another method"
+        )
+
+
+def quant_plan(recipe: Recipe, config: ModelConfig) -> QuantPlan:
     """The recipe's formats as passes read them; a quantised head has int8 activations."""
-    part = recipe.linear
+    part, attention = recipe.linear, recipe.attention
     linear = QuantSpec(
-        w_bits=part.w_bits, a_bits=part.a_bits, w_group=part.w_group, a_group=part.a_group, symmetric=part.symmetric
+        w_bits=part.w_bits,
+        a_bits=part.a_bits,
+        w_group=part.w_group,
+        a_group=part.a_group,
+        symmetric=part.symmetric,
+        w_symmetric=part.w_symmetric,
     )
     return QuantPlan(
         linear=linear if part.w_bits < 16 else None,
         head=QuantSpec(w_bits=8, a_bits=8) if recipe.head.bits == 8 else None,
         embedding_bits=recipe.embedding.bits,
         skip=recipe.skip,
+        attention=AttentionSpec(
+            k_bits=attention.k_bits,
+            v_bits=attention.v_bits,
+            prob_bits=attention.prob_bits,
+            prob_scale=attention.prob_scale,
+        ),
+        options=recipe.options(),
+        mask_id=config.mask_id,
     )
 
 
-def simulate(graph: GraphModule, recipe: Recipe) -> dict[str, int]:
-    """Float graph -> simulated quantised graph, by the recipe's method; places changed by pass."""
-    return run(graph, METHODS[recipe.method].passes(quant_plan(recipe)), check_quantized)
+def simulate(
+    graph: GraphModule, recipe: Recipe, config: ModelConfig, numbers: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, int]:
+    """Float graph -> simulated quantised graph, without calibration: on shapes, or by a method that needs none.
+
+    `numbers` are those that the method learned on the weights. Returns places changed by pass.
+    """
+    fit = Fit(seed=recipe.calibration.seed, numbers=dict(numbers))
+    return run(graph, METHODS[recipe.method].passes(quant_plan(recipe, config), fit), check_quantized)
 
 
 def packed_names(graph: GraphModule) -> set[str]:
@@ -54,47 +92,84 @@ def packed_names(graph: GraphModule) -> set[str]:
     return {str(node_of(node.args[0]).target) for node in dequantized if int_of(node.args[2]) <= 4}
 
 
-@torch.no_grad()
 def write_weights(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, *, on_piece: Callable[[str], None]
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    states: States | None = None,
+    on_piece: Callable[[str], None],
 ) -> dict[str, int]:
-    """Sidecar files for the whole model; returns places changed by pass, summed over the pieces."""
-    changed: dict[str, int] = {}
+    """Sidecar files for the whole model; returns places changed by pass, summed over the pieces.
+
+    `states` are what a method that needs calibration learns from, one block at a time.
+    """
+    method, config = METHODS[recipe.method], checkpoint.config
+    if method.needs_calibration and states is None:
+        raise ValueError(f"method {method.name} needs calibration states")
+    stream = None
+    if method.needs_calibration and states is not None:
+        stream = Stream(states, constants(config)["rope_frequencies"])
+    changed: Counter[str] = Counter()
     folder.mkdir(exist_ok=True)
     for left in folder.glob("*.safetensors"):  # a model with more blocks may have been here
         left.unlink()
     for piece, graph in float_pieces(checkpoint):
+        fit = Fit(samples=None if piece.name == ENDS else stream, seed=recipe.calibration.seed)
         try:
-            counts = simulate(graph, recipe)
+            changed.update(_quantise(graph, method, quant_plan(recipe, config), fit, stream))
         except PassError as error:
-            if isinstance(error.__cause__, HalfRangeError):
-                raise InputRefused(f"{error.__cause__}; this model cannot be stored in 16-bit floats") from error
-            raise
-        for name, count in counts.items():
-            changed[name] = changed.get(name, 0) + count
+            raise _at_fault(error) from error
         packed = packed_names(graph)
         # Lowered too, so that the files hold whatever the lowered graph reads besides the simulated one's weights.
         run(graph, LOWERING, check_lowered)
         save_file(
             {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()},
             folder / f"{piece.name}.safetensors",
-            {"packed": "\n".join(sorted(packed))},
+            {"packed": "\n".join(sorted(packed)), "numbers": json.dumps(fit.numbers, sort_keys=True)},
         )
         on_piece(piece.name)
-    save_file(constants(checkpoint.config), folder / f"{CONSTANTS}.safetensors", {"packed": ""})
+    save_file(constants(config), folder / f"{CONSTANTS}.safetensors", {"packed": "", "numbers": "{}"})
+    return dict(changed)
+
+
+def _quantise(graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, stream: Stream | None) -> Counter[str]:
+    """One piece, and the stream through it; the ends, which come first, let it in."""
+    changed = Counter(run(graph, method.rewrite(plan, fit), check_rewritten))
+    inside = stream is not None and fit.samples is stream
+    if stream is not None and not inside:
+        stream.enter(graph)
+    if stream is not None and inside and method.inputs == "float":
+        stream.compute(graph)
+    changed.update(run(graph, method.solving(plan, fit), check_quantized))
+    if stream is not None and inside:
+        if method.inputs == "quantized":
+            stream.compute(graph)
+        stream.advance()
+    changed.update(run(graph, method.finishing(plan, fit), check_quantized))
     return changed
 
 
+def _at_fault(error: PassError) -> Exception:
+    """What a user can cause is the model's or the samples' fault, all else is ours."""
+    cause = error.__cause__
+    if isinstance(cause, HalfRangeError):
+        return InputRefused(f"{cause}; this model cannot be stored in 16-bit floats")
+    return InputRefused(str(cause)) if isinstance(cause, CalibrationError) else error
+
+
 class Weights:
-    """The sidecar files of one model, read tensor by tensor."""
+    """The sidecar files of one model, read tensor by tensor; `numbers` are those its method learned."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         self._packed: set[str] = set()
+        self.numbers: dict[str, float] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 self._files |= dict.fromkeys(file.keys(), path)
                 self._packed |= set(file.metadata()["packed"].split("\n"))
+                self.numbers |= json.loads(file.metadata()["numbers"])
 
     @property
     def names(self) -> set[str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
 
+from pipeline.calibration.sources import check_source
+from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant
 from pipeline.errors import UsageFault
 
 if TYPE_CHECKING:
@@ -30,13 +32,14 @@ class Part(BaseModel):
 
 
 class LinearFormat(Part):
-    """Number formats of the linears in the blocks; `symmetric` is the activations' grid."""
+    """Number formats of the linears in the blocks; `symmetric` is the activations' grid, `w_symmetric` the weights'."""
 
     w_bits: Literal[16, 8, 4, 3] = 16
     a_bits: Literal[16, 8, 4] = 16
     w_group: GroupSize = 0
     a_group: GroupSize = 0
     symmetric: bool = True
+    w_symmetric: bool = True
 
     @model_validator(mode="after")
     def _combine(self) -> LinearFormat:
@@ -47,6 +50,8 @@ class LinearFormat(Part):
             raise ValueError("w_group needs w_bits below 16")
         if self.a_bits == 16 and (self.a_group or not self.symmetric):
             raise ValueError("a_group and symmetric: false need a_bits below 16")
+        if not self.w_symmetric and (self.a_bits < 16 or self.w_bits > 4):
+            raise ValueError("w_symmetric: false needs w_bits of 4 or 3 and a_bits 16: integer linears have no zero point")
         if self.a_group and self.w_group and self.a_group != self.w_group:
             raise ValueError(f"w_group {self.w_group} and a_group {self.a_group} must be equal when both are set")
         return self
@@ -70,6 +75,7 @@ class AttentionFormat(Part):
     k_bits: Literal[16, 8, 4] = 16
     v_bits: Literal[16, 8, 4] = 16
     prob_bits: Literal[16, 8, 4] = 16
+    prob_scale: Literal["unit", "row"] = "unit"
     v_scale: Literal["token", "head_static"] = "token"
 
     @model_validator(mode="after")
@@ -80,13 +86,75 @@ class AttentionFormat(Part):
 
 
 class Calibration(Part):
-    """What the statistics are taken on; `length` in tokens at most, `noise_buckets` split the masked share 0..1."""
+    """What the statistics are taken on; `length` in tokens at most, `noise_buckets` split the masked share 0..1.
 
-    source: Literal["builtin"] = "builtin"
+    `source` is builtin, file:PATH or hf:NAME@COMMIT[:SPLIT[:FIELD]]; `states: clean` masks nothing, as AR models do.
+    """
+
+    source: Annotated[str, AfterValidator(check_source)] = "builtin"
+    states: Literal["noised", "clean"] = "noised"
     samples: int = Field(default=64, ge=1, le=65536)
     length: int = Field(default=128, ge=8, le=65536)
     seed: int = Field(default=0, ge=0, lt=2**32)
     noise_buckets: int = Field(default=4, ge=1, le=64)
+
+
+class GptqPart(Part):
+    """As `passes.options.Gptq`."""
+
+    damping: float = Field(default=0.01, gt=0, le=1)
+    block: int = Field(default=128, ge=1, le=65536)
+    act_order: bool = False
+
+
+class AwqPart(Part):
+    """As `passes.options.Awq`."""
+
+    grid: int = Field(default=20, ge=1, le=1000)
+    clip: bool = True
+    min_clip: float = Field(default=0.5, gt=0, le=1)
+    clip_steps: int = Field(default=20, ge=1, le=1000)
+
+
+class SmoothQuantPart(Part):
+    """As `passes.options.SmoothQuant`."""
+
+    alpha: Share = 0.5
+
+
+class QuaRotPart(Part):
+    """As `passes.options.QuaRot`."""
+
+    weights: Literal["gptq", "rtn"] = "gptq"
+    clip_weights: bool = True
+
+
+class DuQuantPart(Part):
+    """As `passes.options.DuQuant`."""
+
+    alpha: Share = 0.5
+    block: int = Field(default=128, ge=2, le=65536)
+    steps: int = Field(default=256, ge=1, le=65536)
+    a_clip: float = Field(default=0.9, gt=0, le=1)
+    w_clip: float = Field(default=0.8, gt=0, le=1)
+    weights: Literal["gptq", "rtn"] = "rtn"
+
+
+class FlatQuantPart(Part):
+    """As `passes.options.FlatQuant`."""
+
+    rate: float = Field(default=5e-3, gt=0, le=1)
+    clip_rate: float = Field(default=10.0, ge=0, le=1000)
+    epochs: int = Field(default=15, ge=0, le=1000)
+    batch: int = Field(default=4, ge=1, le=1024)
+    alpha: Share = 0.3
+    weights: Literal["gptq", "rtn"] = "rtn"
+
+
+class FreeActPart(Part):
+    """As `passes.options.FreeAct`."""
+
+    share: int = Field(default=32, ge=2, le=65536)
 
 
 class Lowering(Part):
@@ -132,13 +200,20 @@ class Recipe(Part):
     schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = Field(default="", max_length=500)
-    method: Literal["none", "rtn"]
+    method: Literal["none", "rtn", "smoothquant", "awq", "gptq", "quarot", "duquant", "flatquant", "freeact"]
     linear: LinearFormat = LinearFormat()
     head: HeadFormat = HeadFormat()
     embedding: EmbeddingFormat = EmbeddingFormat()
     attention: AttentionFormat = AttentionFormat()
     skip: Annotated[tuple[StrictStr, ...], Field(strict=False)] = ()
     calibration: Calibration = Calibration()
+    gptq: GptqPart = GptqPart()
+    awq: AwqPart = AwqPart()
+    smoothquant: SmoothQuantPart = SmoothQuantPart()
+    quarot: QuaRotPart = QuaRotPart()
+    duquant: DuQuantPart = DuQuantPart()
+    flatquant: FlatQuantPart = FlatQuantPart()
+    freeact: FreeActPart = FreeActPart()
     lowering: Lowering = Lowering()
     validation: Validation = Validation()
     generation: Generation = Generation()
@@ -159,6 +234,18 @@ class Recipe(Part):
         if self.skip and self.linear.w_bits == 16:
             raise ValueError("skip names linears to keep at 16 bits, but linear.w_bits is 16 already")
         return self
+
+    def options(self) -> Options:
+        """The sections of the methods as passes read them."""
+        return Options(
+            gptq=Gptq(**self.gptq.model_dump()),
+            awq=Awq(**self.awq.model_dump()),
+            smoothquant=SmoothQuant(**self.smoothquant.model_dump()),
+            quarot=QuaRot(**self.quarot.model_dump()),
+            duquant=DuQuant(**self.duquant.model_dump()),
+            flatquant=FlatQuant(**self.flatquant.model_dump()),
+            freeact=FreeAct(**self.freeact.model_dump()),
+        )
 
     def skips(self, linear: str) -> bool:
         """Whether this linear, by our name such as `blocks.0.mlp.down_proj`, stays at 16 bits."""

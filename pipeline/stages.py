@@ -23,7 +23,8 @@ from passes.methods import METHODS
 from pipeline.accounting import take_account
 from pipeline.bundle import BundleParts, bundle, made_with
 from pipeline.calibrate import collect_stats
-from pipeline.calibration.states import builtin_corpus, noised_states
+from pipeline.calibration.corpus import calibration_states
+from pipeline.calibration.states import States
 from pipeline.capture import pieces
 from pipeline.errors import UsageFault
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, canonical_json, os_faults
@@ -33,7 +34,7 @@ from pipeline.models import resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import TokenizerSource, read_tokenizer
 from pipeline.progress import Progress, Stage
-from pipeline.quantize import Weights, write_weights
+from pipeline.quantize import Weights, check_format, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import dump_recipe
 from pipeline.validate import settings_of
@@ -59,11 +60,9 @@ class Job:
 
 def calibrate(job: Job, stage: Stage) -> list[str]:
     """Noised canvases through the float model, block by block: moments of every linear's input."""
-    part, config = job.recipe.calibration, job.checkpoint.config
-    corpus = builtin_corpus(part.samples, part.seed, held_out=False)
-    states = noised_states(corpus, _text(job), config, length=min(part.length, config.max_length), seed=part.seed)
-    count = _counter(stage, len(pieces(config)), "pieces")
-    stats = collect_stats(job.checkpoint, states, num_buckets=part.noise_buckets, on_piece=count)
+    part = job.recipe.calibration
+    count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
+    stats = collect_stats(job.checkpoint, _states(job), num_buckets=part.noise_buckets, on_piece=count)
     save_file(stats.tensors(), job.work.path / STATS)
     need = "" if METHODS[job.recipe.method].needs_calibration else f"; method {job.recipe.method} does not need them"
     stage.finish(f"moments of {len(stats.table)} site states from {part.samples} canvases{need}")
@@ -74,7 +73,8 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     """The method's passes on every piece with its real weights, into sidecar files."""
     folder = job.work.path / WEIGHTS
     count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
-    changed = write_weights(job.checkpoint, job.recipe, folder, on_piece=count)
+    states = _states(job) if METHODS[job.recipe.method].needs_calibration else None
+    changed = write_weights(job.checkpoint, job.recipe, folder, states=states, on_piece=count)
     account = take_account(job.checkpoint, job.recipe, Weights(folder))
     total = account.linears_quantised + account.linears_kept
     stage.finish(
@@ -154,7 +154,8 @@ def assemble(job: Job, stage: Stage) -> list[str]:
 
 
 # Keys of the recipe that decide what a stage leaves; the bundle holds the whole recipe.
-_WEIGHTS = ("threads", "calibration", "method", "linear", "head", "embedding", "attention", "skip")
+_METHODS = ("gptq", "awq", "smoothquant", "quarot", "duquant", "flatquant", "freeact")
+_WEIGHTS = ("threads", "calibration", "method", "linear", "head", "embedding", "attention", "skip", *_METHODS)
 READS: dict[str, tuple[str, ...]] = {
     "calibrate": ("threads", "calibration", "method"),
     "quantize": _WEIGHTS,
@@ -188,6 +189,7 @@ def export(
     Raises UsageFault when a stage before `first` has not been done with this model and recipe.
     """
     recipe.check_exportable()
+    check_format(recipe)
     checkpoint = open_checkpoint(resolve(model))
     recipe.check_against(checkpoint.config)
     tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
@@ -281,6 +283,11 @@ def _counter(stage: Stage, total: int, unit: str) -> Callable[[str], None]:
 
 def _text(job: Job) -> Tokenizer:
     return Tokenizer.from_str(job.tokenizer.text)
+
+
+def _states(job: Job) -> States:
+    """The canvases that statistics and methods learn from."""
+    return calibration_states(job.recipe.calibration, _text(job), job.checkpoint.config)
 
 
 def _golden(job: Job) -> list[Path]:

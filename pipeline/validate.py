@@ -40,9 +40,9 @@ WORST_SHOWN = 3
 def torch_session(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, *, lowered: bool) -> EagerSession:
     """The whole quantised model in torch: simulated, or as the references of the ops that were exported."""
     if lowered:
-        graph = lowered_graph(checkpoint.config, recipe)
+        graph = lowered_graph(checkpoint.config, recipe, weights.numbers)
     else:
-        graph = simulated_graph(checkpoint.config, recipe)
+        graph = simulated_graph(checkpoint.config, recipe, weights.numbers)
         run(graph, [WidenFloats()], check_quantized)
     return EagerSession(materialise(graph, weights.all()), top_k=recipe.lowering.top_k)
 

@@ -16,6 +16,7 @@ from plugins.head import HEAD
 from plugins.int4_linear import INT4_LINEAR
 from plugins.int8_linear import INT8_LINEAR
 from plugins.op import Op
+from plugins.prepare import PREPARE
 from plugins.quantize import QUANTIZE
 from plugins.record import RECORD
 from plugins.rotate import ROTATE
@@ -29,6 +30,7 @@ OPS: dict[str, Op] = {
     "rotate": ROTATE,
     "fake_quant": FAKE_QUANT,
     "dequantize": DEQUANTIZE,
+    "prepare": PREPARE,
 }
 
 _OVERLOADS: dict[str, torch._ops.OpOverload] = {name: op.overload for name, op in OPS.items()}

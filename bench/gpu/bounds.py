@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plugins.affine_grid import split_groups
 from plugins.int4 import code_limit, unpack_codes
-from plugins.quantize import prepare
+from plugins.prepare import prepare
 from plugins.rotate import rotate
 
 U, HALF_U = 2.0**-24, 2.0**-11

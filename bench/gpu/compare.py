@@ -26,7 +26,7 @@ from bench.gpu.bounds import (
 from plugins.int4 import unpack_codes
 from plugins.integer_matmul import integer_matmul
 from plugins.layout import from_layout
-from plugins.quantize import prepare
+from plugins.prepare import prepare
 from plugins.record import OUTPUTS
 
 # Of a tensor's codes beside halves that a design allows to differ, and the standard deviations that chance may add.

@@ -24,14 +24,13 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
         # Solved on shapes alone: the codes are in the files.
         shapes = {name: torch.empty(_shape(checkpoint, name), device="meta") for name in piece.weights}
         quantised = capture_piece(checkpoint.config, piece, shapes)
-        simulate(quantised, recipe)
+        simulate(quantised, recipe, checkpoint.config, weights.numbers)
         set_attributes(quantised, state_of(quantised, weights))
         if piece.name == ENDS:
             held = graph, quantised
             canvas.enter(graph)
             continue
-        inputs = (canvas.x, canvas.cos, canvas.sin, canvas.visible)
-        canvas.x = _compare(graph, quantised, inputs, canvas.valid, errors)
+        canvas.x = _compare(graph, quantised, canvas.inputs, canvas.valid, errors)
         drop_weights(quantised)
     assert held is not None
     _compare(*held, (states.input_ids, canvas.x), canvas.valid, errors)

@@ -24,7 +24,7 @@ def records(checkpoint: Checkpoint, batches: Sequence[tuple[States, Feeds]], *, 
             if piece.name == ENDS:
                 canvas.enter(graph)
             else:
-                canvas.x = graph(canvas.x, canvas.cos, canvas.sin, canvas.visible)
+                canvas.x = graph(*canvas.inputs)
         if piece.name == ENDS:
             ends = graph
     assert ends is not None

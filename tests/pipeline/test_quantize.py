@@ -54,7 +54,7 @@ def test_pieces_leave_what_the_whole_model_leaves(model: Made, name: str, tmp_pa
         capture_whole(checkpoint.config, top_k=8),
         {**{n: merged(checkpoint, n.removesuffix(".weight")) for n in weight_names(checkpoint)}, **small(checkpoint)},
     )
-    simulate(whole, recipe)
+    simulate(whole, recipe, checkpoint.config)
     expected = attributes(whole)
     assert weights.names == expected.keys()
     for each, value in expected.items():
@@ -119,7 +119,7 @@ def test_a_skipped_linear_stays_at_16_bits(model: Made, tmp_path: Path) -> None:
     site = "blocks.1.mlp.down_proj"
     assert {name for name in weights.names if name.startswith(site)} == {f"{site}.weight_half"}
     assert torch.equal(weights[f"{site}.weight_half"].float(), merged(checkpoint, site).half().float())
-    assert quant_plan(RECIPES["rtn-w4a4"]).spec(site) is None
+    assert quant_plan(RECIPES["rtn-w4a4"], checkpoint.config).spec(site) is None
 
 
 def test_the_same_weights_give_the_same_files(model: Made, tmp_path: Path) -> None:

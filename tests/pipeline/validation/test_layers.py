@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,9 +77,9 @@ def test_no_piece_is_solved_again(lowered: Lowered, monkeypatch: pytest.MonkeyPa
     """Simulation sees shapes alone; the weights come from the files."""
     seen: list[str] = []
 
-    def watched(graph: GraphModule, recipe: Recipe) -> dict[str, int]:
+    def watched(graph: GraphModule, *rest: Any) -> dict[str, int]:
         seen.extend(str(value.device) for value in attributes(graph).values())
-        return simulate(graph, recipe)
+        return simulate(graph, *rest)
 
     monkeypatch.setattr(layers, "simulate", watched)
     site_errors(lowered.checkpoint, lowered.recipe, lowered.weights, lowered.states)

@@ -129,7 +129,7 @@ def test_one_code_may_move_where_there_are_thousands(lowered: Lowered, monkeypat
 def test_a_file_with_other_nodes_is_refused(lowered: Lowered) -> None:
     config = lowered.checkpoint.config
     graph = capture_whole(config, top_k=8)
-    simulate(graph, load_recipe("fp16"))
+    simulate(graph, load_recipe("fp16"), config)
     shapes = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in graph.state_dict().items()}
     with pytest.raises(ValueError, match="10 against 0"):
         check_nodes(lowered.work / "model.onnx", materialise(graph, shapes), inputs_of(lowered))

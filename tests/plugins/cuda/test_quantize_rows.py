@@ -9,7 +9,8 @@ import torch
 
 from plugins.cuda_library import CudaLibrary, Device, Launch, QuantizeArgs, check_reason
 from plugins.int4 import code_limit
-from plugins.quantize import prepare, quantize
+from plugins.prepare import prepare
+from plugins.quantize import quantize
 from tests.plugins.cuda.quantize_cases import EPSILON, assert_equal, assert_near, assert_rare, hard_rows
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.gpu.bounds import rounding_of_floats, rounding_of_halves
 from plugins.int4 import unpack_codes
-from plugins.quantize import prepare
+from plugins.prepare import prepare
 from tests.plugins.cuda.quantize_cases import assert_near, assert_rare, hard_rows
 
 

@@ -12,7 +12,7 @@ from bench.gpu.bounds import rounding_of_floats, rounding_of_halves
 from plugins import OPS, record, toolchain
 from plugins.cuda_library import Device, HeadArgs, Launch
 from plugins.layout import from_layout
-from plugins.quantize import prepare
+from plugins.prepare import prepare
 from tests.plugins.cuda.conftest import SHARED_BYTES
 from tests.plugins.cuda.quantize_cases import assert_near, assert_rare
 from tests.plugins.cuda.test_head import bounds

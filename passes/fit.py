@@ -1,0 +1,50 @@
+"""What the passes of a method may learn from: samples of a piece's inputs, a seed, and numbers kept for the whole graph.
+
+A pass runs twice: on a piece with weights and samples, and on the whole graph without either. Tensors it adds reach the
+whole graph through the sidecar files by name; what ends up as an attribute of a node goes through `numbers`.
+Shape letters: B batch, Q query rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+class CalibrationError(ValueError):
+    """Nothing can be learned from these activations; the model or the samples are at fault, not the pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Inputs of a piece as its graph takes them; `valid` and `masked` bool [B, Q], `noise` [B].
+
+    `first` is the number of its first sample among all.
+    """
+
+    inputs: tuple[Tensor, ...]
+    valid: Tensor
+    masked: Tensor
+    noise: Tensor
+    first: int = 0
+
+
+class Samples(Protocol):
+    """Batches that can be walked through as often as needed."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def map(self, function: Callable[[Batch], Result]) -> Iterator[Result]:
+        """Results in the order of the batches, whoever computed them; what is summed is summed in that order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """`samples` are None on shapes alone and for methods without calibration; `numbers` are filled on weights."""
+
+    samples: Samples | None = None
+    seed: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,82 @@
+"""What can be chosen about a method, with the published settings as defaults. The recipe has a section for each."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gptq:
+    """arXiv 2210.17323: `damping` a share of the mean diagonal of the Hessian, `block` columns between lazy updates."""
+
+    damping: float = 0.01
+    block: int = 128
+    act_order: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Awq:
+    """arXiv 2306.00978: `grid` exponents 0..1 of the mean magnitude; clips down to `min_clip` in `clip_steps`."""
+
+    grid: int = 20
+    clip: bool = True
+    min_clip: float = 0.5
+    clip_steps: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothQuant:
+    """arXiv 2211.10438, equation 4: `alpha` moves difficulty from activations to weights."""
+
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuaRot:
+    """arXiv 2404.00456: how rotated weights are rounded, and whether their clip is searched by squared error."""
+
+    weights: Literal["gptq", "rtn"] = "gptq"
+    clip_weights: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuQuant:
+    """arXiv 2406.01721: smoothing exponent, channels a rotated block, greedy steps, and the clip ratios."""
+
+    alpha: float = 0.5
+    block: int = 128
+    steps: int = 256
+    a_clip: float = 0.9
+    w_clip: float = 0.8
+    weights: Literal["gptq", "rtn"] = "rtn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatQuant:
+    """arXiv 2410.09426: AdamW over each block; `clip_rate` multiplies the rate of the clips."""
+
+    rate: float = 5e-3
+    clip_rate: float = 10.0
+    epochs: int = 15
+    batch: int = 4
+    alpha: float = 0.3
+    weights: Literal["gptq", "rtn"] = "rtn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeAct:
+    """arXiv 2603.01776: FlatQuant with d / `share` coordinates that only one mask state uses."""
+
+    share: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All of them; a method reads its own, and GPTQ's where it solves with that."""
+
+    gptq: Gptq = field(default_factory=Gptq)
+    awq: Awq = field(default_factory=Awq)
+    smoothquant: SmoothQuant = field(default_factory=SmoothQuant)
+    quarot: QuaRot = field(default_factory=QuaRot)
+    duquant: DuQuant = field(default_factory=DuQuant)
+    flatquant: FlatQuant = field(default_factory=FlatQuant)
+    freeact: FreeAct = field(default_factory=FreeAct)
