@@ -14,20 +14,30 @@ from plugins.int4 import code_limit
 from plugins.op import Attributes, Op
 
 
-def dequantize(codes: Tensor, w_scale: Tensor, bits: int, w_group: int = 0) -> Tensor:
-    """Weight float32 [N, K] = codes int8 [N, K] * w_scale [N, 1] or [N, G]. Raises ValueError for sizes that differ."""
+def dequantize(codes: Tensor, w_scale: Tensor, bits: int, w_group: int = 0, w_zero: Tensor | None = None) -> Tensor:
+    """Weight float32 [N, K] = (codes int8 [N, K] - w_zero int8) * w_scale, both of which are [N, 1] or [N, G].
+
+    Raises ValueError for sizes that differ.
+    """
     code_limit(bits)
     size = w_group or codes.shape[-1]
     if size * w_scale.shape[-1] != codes.shape[-1]:
         raise ValueError(f"scales do not fit; got {w_scale.shape[-1]} of {size} columns, expected {codes.shape[-1]}")
-    return (torch.unflatten(codes.float(), -1, (-1, size)) * w_scale[..., None]).flatten(-2)
+    if w_zero is not None and w_zero.shape != w_scale.shape:
+        raise ValueError(f"zeros do not fit; got {tuple(w_zero.shape)}, expected {tuple(w_scale.shape)}")
+    grouped = torch.unflatten(codes.float(), -1, (-1, size))
+    if w_zero is not None:
+        grouped = grouped - w_zero[..., None]
+    return (grouped * w_scale[..., None]).flatten(-2)
 
 
 def write_dequantize(body: Body, v: Mapping[str, ir.Value], attributes: Attributes) -> list[ir.Value]:
     """Nodes of `dequantize`."""
+    rest = [v[name] for name in ("w_scale", "w_zero") if name in v]
     if attributes["w_group"]:
-        return [body("DequantizeLinear", v["codes"], v["w_scale"], axis=1, block_size=attributes["w_group"])]
-    return [body("DequantizeLinear", v["codes"], body("Squeeze", v["w_scale"], body.ints(1)), axis=0)]
+        return [body("DequantizeLinear", v["codes"], *rest, axis=1, block_size=attributes["w_group"])]
+    columns = [body("Squeeze", value, body.ints(1)) for value in rest]
+    return [body("DequantizeLinear", v["codes"], *columns, axis=0)]
 
 
 DEQUANTIZE = Op(
@@ -35,6 +45,7 @@ DEQUANTIZE = Op(
     reference=dequantize,
     onnx_type="DllmcDequantize",
     body=write_dequantize,
-    narrow=lambda attributes: ("codes",) if attributes["bits"] <= 4 else (),
+    narrow=lambda attributes: ("codes", "w_zero") if attributes["bits"] <= 4 else (),
+    flags={"has_zero": ("w_zero",)},
     inlined=True,
 )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from plugins.body import INT4, Body
-from plugins.int4 import code_limit
+from plugins.int4 import code_range
 from plugins.op import DOMAIN, PLUGIN, VERSION, Attributes, Op
 
 
@@ -29,9 +29,10 @@ def _packed(tensor: ir.TensorProtocol, name: str | None) -> ir.LazyTensor:
 
     def convert() -> ir.TensorProtocol:
         array = tensor.numpy()
-        limit = code_limit(4)
-        if array.size and (array.min() < -limit or array.max() > limit):
-            raise ValueError(f"codes of {name} do not fit 4 bits; got {array.min()}..{array.max()}, expected +-{limit}")
+        low, high = code_range(4, symmetric=False)
+        if array.size and (array.min() < low or array.max() > high):
+            found = f"{array.min()}..{array.max()}"
+            raise ValueError(f"codes of {name} do not fit 4 bits; got {found}, expected {low}..{high}")
         return ir.Tensor(array.astype(INT4.numpy()), name=name)
 
     return ir.LazyTensor(convert, dtype=INT4, shape=ir.Shape(tensor.shape.numpy()), name=name)

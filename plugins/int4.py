@@ -1,7 +1,8 @@
 """The number formats: ranges of signed codes, and two 4-bit codes per byte with the even element in the low nibble.
 
 Codes are symmetric (-7..7 for 4 bits, -127..127 for 8), so a negated tensor has negated codes and u8 x s8 products
-of 4-bit codes cannot saturate. The bytes equal ONNX `INT4` data: two's complement nibbles, low nibble first.
+of 4-bit codes cannot saturate. Weights with a zero point, which meet float activations only, have one code more (-8,
+-128). The bytes equal ONNX `INT4` data: two's complement nibbles, low nibble first.
 """
 
 import torch
@@ -13,6 +14,12 @@ def code_limit(bits: int) -> int:
     if not 2 <= bits <= 8:
         raise ValueError(f"unsupported number of bits; got {bits}, expected 2 to 8")
     return (1 << (bits - 1)) - 1
+
+
+def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Smallest and largest code of a weight; one code more where it has a zero point. Raises ValueError outside 2..8 bits."""
+    limit = code_limit(bits)
+    return (-limit if symmetric else -limit - 1), limit
 
 
 def codes_per_byte(bits: int) -> int:
