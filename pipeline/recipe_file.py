@@ -15,7 +15,18 @@ from pipeline.errors import InputRefused, UsageFault
 from pipeline.recipe import Recipe
 
 BUILTIN_FOLDER = Path(__file__).parent / "recipes"
-BUILTIN_RECIPES = ("fp16", "rtn-w8a8", "rtn-w4a16", "rtn-w4a4")
+WEIGHT_ONLY, INTEGER = ("w4a16", "w3a16"), ("w8a8", "w4a8", "w4a4")
+BUILTIN_FORMATS = {
+    "rtn": (*INTEGER, *WEIGHT_ONLY),
+    "smoothquant": INTEGER,
+    "awq": (*INTEGER, *WEIGHT_ONLY),
+    "gptq": (*INTEGER, *WEIGHT_ONLY),
+    "quarot": INTEGER,
+    "duquant": INTEGER,
+    "flatquant": INTEGER,
+    "freeact": INTEGER,
+}
+BUILTIN_RECIPES = ("fp16", *(f"{method}-{bits}" for method, formats in BUILTIN_FORMATS.items() for bits in formats))
 MAX_BYTES = 65536
 
 

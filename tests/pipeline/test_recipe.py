@@ -1,13 +1,16 @@
 """Recipes: what is accepted comes back unchanged; what is not is refused with a name."""
 
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passes.methods import METHODS
+from passes.options import Options
 from pipeline.errors import InputRefused, UsageFault
 from pipeline.models.config import ModelConfig
 from pipeline.recipe import LINEAR_FORMATS, Recipe, linear_names
@@ -155,7 +158,7 @@ def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(key: str, da
         ("generation: {gen_length: 8}", "block_length 32 is longer than gen_length 8"),
         ("generation: {threshold: 0}", "generation.threshold: input should be greater than 0; found 0"),
         ("validation: {max_nll_increase: .nan}", "validation.max_nll_increase: input should be a finite number"),
-        ("method: magic", "method: input should be 'none' or 'rtn'; found 'magic'"),
+        ("method: magic", "or 'freeact'; found 'magic'"),
         ("name: ../../etc", "name: string should match pattern"),
         ("schema_version: 2", "schema_version: input should be 1; found 2"),
         ("[1, 2]", "must be a mapping of keys to values; found list"),
@@ -257,3 +260,18 @@ def test_skip_patterns_name_linears() -> None:
     recipe.check_against(CONFIG)
     kept = [name for name in linear_names(CONFIG) if recipe.skips(name)]
     assert kept == [name for name in linear_names(CONFIG) if name.startswith("blocks.0.")] + ["blocks.1.mlp.down_proj"]
+
+
+def test_sections_of_methods_are_the_options_that_passes_read() -> None:
+    """The same fields with the same defaults, and what is set arrives."""
+    recipe = load_recipe("rtn-w4a4")
+    assert recipe.options() == Options()
+    for field in fields(Options):
+        section = getattr(recipe, field.name)
+        assert section.model_dump() == asdict(getattr(Options(), field.name))
+    changed = load_recipe("rtn-w4a4", ["gptq.damping=0.5", "duquant.block=64", "freeact.share=16"]).options()
+    assert (changed.gptq.damping, changed.duquant.block, changed.freeact.share) == (0.5, 64, 16)
+
+
+def test_methods_are_those_of_the_table() -> None:
+    assert set(get_args(Recipe.model_fields["method"].annotation)) == set(METHODS)
