@@ -18,7 +18,7 @@ ROWS = 4096  # rows of a weight turned at a time in float64: an LM head needs no
 
 
 def factors(size: int) -> tuple[int, int]:
-    """(a, b) with a x b = size and a <= b: the closest pair with Hadamard matrices of both sizes, else the closest pair.
+    """(a, b) with a x b = size and a <= b: the closest pair that has Hadamard matrices, else the closest pair.
 
     3584 = 56 x 64, 12288 = 96 x 128, 18944 = 128 x 148.
     """

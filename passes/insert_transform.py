@@ -1,0 +1,112 @@
+"""Transform the input of linears by Kronecker factors and fold the inverse into their weights.
+
+    linear(x, W)  ->  linear(prepare(x, left, right), W (left kron right)^-T)
+
+Exact in real numbers for any invertible factors, without a gate; `left` and `right` are stored beside the weight.
+Shape letters: N outputs, K inner, a x b = K the Kronecker factors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from passes.fold_norm import num_readers
+from passes.graph import (
+    add_attribute,
+    attribute,
+    attribute_name,
+    attributes,
+    calls,
+    is_call,
+    node_of,
+    set_attributes,
+    site_of,
+)
+from passes.solvers.kronecker import fold_kronecker
+
+aten, ops = torch.ops.aten, torch.ops.dllmc
+LEFT = 5  # argument position of `dllmc::prepare`
+NOTHING = (None, None, None, None, None, None, None, 1e-5, 0, 0)  # what follows x in `prepare(x)`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """x -> x (left [a, a] kron right [b, b]); with a `gate_size` the other state's slice of the tile is zeroed."""
+
+    left: Tensor
+    right: Tensor
+    gate_axis: int = 0
+    gate_size: int = 0
+
+
+# (site, weight [N, K]) -> its transform, None for a site without; on the meta device only shapes and gate count
+TransformSolver = Callable[[str, Tensor], Transform | None]
+StateFinder = Callable[[GraphModule], Node]
+
+
+class InsertTransform:
+    """Every linear that `solve` has a transform for; `state` finds the node that gates read, int32, one a row.
+
+    A `prepare` without a transform before the linear takes it in. Raises ValueError where one stands already, for
+    factors that do not fit, and for a gate without a state.
+    """
+
+    def __init__(self, solve: TransformSolver, state: StateFinder | None = None) -> None:
+        self.solve, self.state = solve, state
+
+    def __call__(self, graph: GraphModule) -> int:
+        count = 0
+        for linear in calls(graph, aten.linear.default):
+            source = node_of(linear.args[1])
+            transform = self.solve(site_of(linear), attribute(graph, source)) if source.op == "get_attr" else None
+            if transform is not None:
+                factors = self._fold(graph, linear, transform)
+                self._insert(graph, linear, transform, factors)
+                count += 1
+        return count
+
+    @staticmethod
+    def _fold(graph: GraphModule, linear: Node, transform: Transform) -> tuple[Tensor, Tensor]:
+        """Factors as they are stored, once the weight of `linear` has their inverse."""
+        source = node_of(linear.args[1])
+        weight, site = attribute(graph, source), site_of(linear)
+        shapes = transform.left.shape, transform.right.shape
+        if transform.left.shape[0] * transform.right.shape[0] != weight.shape[1]:
+            raise ValueError(f"factors {shapes} do not fit the {weight.shape[1]} input channels of {site}")
+        if num_readers(graph, source) != 1:
+            raise ValueError(f"the weight of {site} is read elsewhere too")
+        if weight.is_meta:
+            left, right = (torch.empty(shape, device="meta") for shape in shapes)
+            return left, right
+        # The inverse is that of the float32 factors which are stored, not of those that were solved for.
+        left, right = transform.left.float(), transform.right.float()
+        set_attributes(graph, attributes(graph) | {attribute_name(source): fold_kronecker(weight, left, right)})
+        return left, right
+
+    def _insert(self, graph: GraphModule, linear: Node, transform: Transform, factors: tuple[Tensor, Tensor]) -> None:
+        site, (x, *rest) = site_of(linear), _prepared(node_of(linear.args[0]))
+        if rest[LEFT - 1] is not None:
+            raise ValueError(f"the input of {site} is transformed already")
+        state = None
+        if transform.gate_size:
+            if self.state is None:
+                raise ValueError(f"the transform of {site} has a gate and no state to read")
+            state = self.state(graph)
+        with graph.graph.inserting_before(linear):
+            left, right = (
+                add_attribute(graph, f"{site}.{leaf}", factor)
+                for leaf, factor in zip(("left", "right"), factors, strict=True)
+            )
+            eps = rest[LEFT + 2]
+            arguments = (x, *rest[: LEFT - 1], left, right, state, eps, transform.gate_axis, transform.gate_size)
+            linear.update_arg(0, graph.graph.call_function(ops.prepare.default, arguments))
+
+
+def _prepared(source: Node) -> tuple[Any, ...]:
+    """All arguments of the `prepare` that `source` is or could be."""
+    given = source.args if is_call(source, ops.prepare.default) else (source,)
+    return (*given, *NOTHING[len(given) - 1 :])
