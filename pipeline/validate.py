@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,15 @@ def _advice(checkpoint: Checkpoint, recipe: Recipe, errors: dict[str, float]) ->
         return ""
     worst = list(errors.items())[:WORST_SHOWN]
     blocks = [name for name in linear_names(checkpoint.config) if recipe.linear.w_bits < 16 and not recipe.skips(name)]
-    kept = [site for site, _ in worst if site in blocks]
+    patterns = [pattern for site, _ in worst for pattern in (site, f"{site}.*")]  # a linear, or a whole block
+    kept = [pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in blocks)]
     sets = ["--set head.bits=16"] if worst[0][0] == "head" and recipe.head.bits < 16 else []
     if kept:
         sets.append(f"--set 'skip=[{', '.join((*recipe.skip, *kept))}]'")
     moved = ", ".join(f"{site} ({error:.2g})" for site, error in worst)
     keep = f"keep them at 16 bits with {' '.join(sets)}, " if sets else ""
     return (
-        f"Linears whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
+        f"Parts whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
     )
 
 

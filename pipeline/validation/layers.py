@@ -1,11 +1,20 @@
-"""How far quantisation moves the output of each linear, on full-precision inputs, one piece in memory at a time."""
+"""How far quantisation moves the output of each linear, on full-precision inputs, one piece in memory at a time.
+
+A method that rewrites the graph gives its linears other inputs and outputs: of such a one whole blocks are compared,
+in the coordinates of its own residual stream.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.graph import drop_weights, set_attributes
+from passes.methods import METHODS
+from passes.methods.method import Method, no_passes
 from passes.observe import Observed
+from passes.rotate_stream import stream_rotation
 from pipeline.calibrate import Canvas, float_pieces
 from pipeline.calibration.states import States
 from pipeline.capture import ENDS, capture_piece, constants
@@ -16,9 +25,10 @@ from pipeline.recipe import Recipe
 
 @torch.no_grad()
 def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states: States) -> dict[str, float]:
-    """||y_q - y||^2 / ||y||^2 of every linear, largest first."""
+    """||y_q - y||^2 / ||y||^2 of every linear (or block, and the head), largest first."""
+    method = METHODS[recipe.method]
+    compare = _Compare(by_linear=method.rewrite is no_passes, turn=_turn(method, checkpoint, recipe))
     canvas = Canvas(states, constants(checkpoint.config)["rope_frequencies"])
-    errors: dict[str, float] = {}
     held: tuple[GraphModule, GraphModule] | None = None
     for piece, graph in float_pieces(checkpoint, keep_ends=True):
         # Solved on shapes alone: the codes are in the files.
@@ -30,13 +40,13 @@ def site_errors(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, states
             held = graph, quantised
             canvas.enter(graph)
             continue
-        canvas.x = _compare(graph, quantised, canvas.inputs, canvas.valid, errors)
+        canvas.x = compare(piece.name, graph, quantised, canvas.inputs, canvas.valid)
         drop_weights(quantised)
     assert held is not None
-    _compare(*held, (states.input_ids, canvas.x), canvas.valid, errors)
+    compare("head", *held, (states.input_ids, canvas.x), canvas.valid)
     for ends in held:
         drop_weights(ends)
-    return dict(sorted(errors.items(), key=lambda item: -item[1]))
+    return dict(sorted(compare.errors.items(), key=lambda item: -item[1]))
 
 
 def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
@@ -44,22 +54,51 @@ def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
     return checkpoint.entries[checkpoint.tensor_names.get(name, checkpoint.tensor_names[EMBED])].shape
 
 
-def _compare(
-    graph: GraphModule,
-    quantised: GraphModule,
-    inputs: tuple[Tensor, ...],
-    valid: Tensor,
-    errors: dict[str, float],
-) -> Tensor:
-    exact: dict[str, Tensor] = {}
+def _turn(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """From the model's residual stream to that of the method's graph."""
+    if not method.rotates_stream:
+        return lambda x: x
+    return stream_rotation(checkpoint.config.hidden_size, recipe.calibration.seed).apply
 
-    def remember(site: str, _: Tensor, y: Tensor) -> None:
-        exact[site] = y[valid]
 
-    def measure(site: str, _: Tensor, y: Tensor) -> None:
-        power = exact[site].square().sum().clamp_min(torch.finfo(torch.float32).tiny)
-        errors[site] = float((y[valid] - exact[site]).square().sum() / power)
+class _Compare:
+    """Runs a piece at full precision and quantised on equal inputs, and keeps the errors by name."""
 
-    result: Tensor = Observed(graph, remember).run(*inputs)
-    Observed(quantised, measure).run(*inputs)
-    return result
+    def __init__(self, *, by_linear: bool, turn: Callable[[Tensor], Tensor]) -> None:
+        self.by_linear, self.turn = by_linear, turn
+        self.errors: dict[str, float] = {}
+
+    def __call__(
+        self, name: str, graph: GraphModule, quantised: GraphModule, inputs: tuple[Tensor, ...], valid: Tensor
+    ) -> Tensor:
+        """The piece's float output."""
+        if self.by_linear:
+            return self._linears(graph, quantised, inputs, valid)
+        result: Tensor | tuple[Tensor, ...] = graph(*inputs)
+        if isinstance(result, tuple):  # the ends: embeddings, logits
+            ids, x = inputs
+            exact, found = result[-1], quantised(ids, self.turn(x))[-1]
+        else:
+            x, *rest = inputs
+            exact, found = self.turn(result), quantised(self.turn(x), *rest)
+        self._note(name, exact[valid], found[valid])
+        return result[-1] if isinstance(result, tuple) else result
+
+    def _linears(
+        self, graph: GraphModule, quantised: GraphModule, inputs: tuple[Tensor, ...], valid: Tensor
+    ) -> Tensor:
+        exact: dict[str, Tensor] = {}
+
+        def remember(site: str, _: Tensor, y: Tensor) -> None:
+            exact[site] = y[valid]
+
+        def measure(site: str, _: Tensor, y: Tensor) -> None:
+            self._note(site, exact[site], y[valid])
+
+        result: Tensor = Observed(graph, remember).run(*inputs)
+        Observed(quantised, measure).run(*inputs)
+        return result
+
+    def _note(self, name: str, exact: Tensor, found: Tensor) -> None:
+        power = exact.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        self.errors[name] = float((found - exact).square().sum() / power)

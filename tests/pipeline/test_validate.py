@@ -123,7 +123,7 @@ def test_a_spoilt_file_fails(output: Path, prove: Callable[..., dict[str, Any]],
         prove()
     message = str(caught.value)
     assert expected in message
-    assert "Linears whose output moved most" in message
+    assert "Parts whose output moved most" in message
     assert nothing_proved(output)
 
 
