@@ -29,7 +29,7 @@ class Method:
 
     `formats` are the (weight, activation) bits it can do. The next block is calibrated on what this one gives with its
     weights `quantized` (activations float), or with `float` ones. `rotates_stream`: the residual stream of the
-    rewritten graph is that of the model times `solvers.hadamard.stream_rotation`.
+    rewritten graph is that of the model times `rotate_stream.stream_rotation`.
     """
 
     name: str

@@ -12,6 +12,8 @@ from tests.passes.sketch import copy_of
 
 Whole = Callable[[str], GraphModule]
 
+ODD = {"hidden_size": 33, "intermediate_size": 45, "num_heads": 9, "num_kv_heads": 3, "head_dim": 6}
+
 
 def random_weight(name: str, like: Tensor) -> Tensor:
     """Norms near one, rows of matrices of ordinary size."""
@@ -22,7 +24,10 @@ def random_weight(name: str, like: Tensor) -> Tensor:
 
 @pytest.fixture(scope="session")
 def whole() -> Whole:
-    """`whole("llada")`: key heads = query heads, no biases; `whole("dream")`: fewer, biases, logits an output too."""
+    """`whole("llada")`: key heads = query heads, no biases; `whole("dream")`: fewer, biases, logits an output too.
+
+    `whole("odd")` is a dream with no power of two and no multiple of four among its sizes.
+    """
     from passes.graph import attributes
     from pipeline.capture import capture_whole, constants, materialise
     from tests.pipeline.random_models import tiny
@@ -31,9 +36,10 @@ def whole() -> Whole:
 
     def get(family: str) -> GraphModule:
         if family not in made:
-            dream = family == "dream"
+            dream = family != "llada"
             with torch.random.fork_rng(devices=[]):  # the same weights, whichever test asks first
                 config = replace(tiny(shifted=dream).config, num_kv_heads=1 if dream else 2)
+                config = replace(config, **ODD) if family == "odd" else config
                 graph = capture_whole(config, top_k=4, debug_logits=dream)
                 weights = {name: random_weight(name, like) for name, like in attributes(graph).items()}
                 made[family] = materialise(graph, weights | constants(config))
