@@ -1,10 +1,10 @@
 """What must hold of a graph at each point of the road; every check names the node that breaks it."""
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from passes.graph import attribute, attribute_name, attributes, calls, int_of, is_attribute, is_call, node_of, site_of
-from plugins.int4 import code_limit
+from plugins.int4 import code_range
 
 
 def check_float(graph: GraphModule) -> None:
@@ -33,14 +33,19 @@ def check_quantized(graph: GraphModule) -> None:
         if quantised_input and not quantised_weight:
             raise ValueError(f"{site_of(node)} has quantised activations and a float weight")
     for node in calls(graph, ops.dequantize.default):
-        codes, scale, bits = node.args[:3]
-        if not is_attribute(codes) or not is_attribute(scale):
+        codes, scale, bits, _, *zero = node.args
+        if not all(is_attribute(each) for each in (codes, scale, *zero)):
             raise ValueError(f"{node.name} does not read stored codes and scales")
-        name, table, limit = attribute_name(node_of(codes)), attribute(graph, node_of(codes)), code_limit(int_of(bits))
-        if table.dtype != torch.int8:
-            raise ValueError(f"codes {name} are {table.dtype}, expected int8")
-        if not table.is_meta and (int(table.amin()) < -limit or int(table.amax()) > limit):
-            raise ValueError(f"codes {name} span {int(table.amin())}..{int(table.amax())}, expected -{limit}..{limit}")
+        for each in (codes, *zero):
+            _check_codes(graph, node_of(each), *code_range(int_of(bits), symmetric=not zero))
+
+
+def _check_codes(graph: GraphModule, stored: Node, low: int, high: int) -> None:
+    name, table = attribute_name(stored), attribute(graph, stored)
+    if table.dtype != torch.int8:
+        raise ValueError(f"codes {name} are {table.dtype}, expected int8")
+    if not table.is_meta and (int(table.amin()) < low or int(table.amax()) > high):
+        raise ValueError(f"codes {name} span {int(table.amin())}..{int(table.amax())}, expected {low}..{high}")
 
 
 def check_lowered(graph: GraphModule) -> None:

@@ -49,12 +49,12 @@ class StoreHalf:
         with graph.graph.inserting_before(lookup):
             if self.embedding_bits == 8:
                 name = attribute_name(table).removesuffix(".weight")
-                codes, scale = round_to_nearest(attribute(graph, table), bits=8, group=0)
+                grid = round_to_nearest(attribute(graph, table), bits=8, group=0)
                 rows = graph.graph.call_function(
-                    aten.embedding.default, (add_attribute(graph, f"{name}.codes", codes), ids)
+                    aten.embedding.default, (add_attribute(graph, f"{name}.codes", grid.codes), ids)
                 )
                 scales = graph.graph.call_function(
-                    aten.embedding.default, (add_attribute(graph, f"{name}.w_scale", scale), ids)
+                    aten.embedding.default, (add_attribute(graph, f"{name}.w_scale", grid.scale), ids)
                 )
                 rows = graph.graph.call_function(aten.to.dtype, (rows, torch.float32))
                 value = graph.graph.call_function(aten.mul.Tensor, (rows, scales))

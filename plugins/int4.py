@@ -17,7 +17,7 @@ def code_limit(bits: int) -> int:
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
-    """Smallest and largest code of a weight; one code more where it has a zero point. Raises ValueError outside 2..8 bits."""
+    """Smallest and largest code of a weight: with a zero point one more. Raises ValueError outside 2..8 bits."""
     limit = code_limit(bits)
     return (-limit if symmetric else -limit - 1), limit
 

@@ -9,12 +9,13 @@ from passes.invariants import check_float, check_lowered, check_quantized
 from tests.passes.sketch import Sketch, aten, ops
 
 
-def quantised(codes: Tensor, *, bits: int = 4, fake: bool = True) -> GraphModule:
+def quantised(codes: Tensor, *, bits: int = 4, fake: bool = True, zero: Tensor | None = None) -> GraphModule:
     sketch = Sketch()
     x = sketch.input("x")
     x = sketch(ops.fake_quant.default, x, 8, True, 0, 1.0, 1.0) if fake else x
     stored = sketch.weight("head.codes", codes), sketch.weight("head.w_scale", torch.ones(len(codes), 1))
-    return sketch.output(sketch(aten.linear.default, x, sketch(ops.dequantize.default, *stored, bits, 0)))
+    zeros = () if zero is None else (sketch.weight("head.w_zero", zero),)
+    return sketch.output(sketch(aten.linear.default, x, sketch(ops.dequantize.default, *stored, bits, 0, *zeros)))
 
 
 def plain(*, fake: bool = False, half: bool = False) -> GraphModule:
@@ -73,6 +74,18 @@ def test_codes_lie_on_their_grid(bits: int, value: int) -> None:
     spoilt[1, 2] = value
     with pytest.raises(ValueError, match=rf"codes head\.codes span .*{value}.*, expected -{2 ** (bits - 1) - 1}\.\."):
         check_quantized(quantised(spoilt, bits=bits))
+
+
+def test_with_a_zero_there_is_one_code_more() -> None:
+    zero = torch.tensor([[-8], [7], [0], [1]], dtype=torch.int8)
+    check_quantized(quantised(codes(-8), zero=zero, fake=False))
+    check_quantized(quantised(codes(7), zero=zero, fake=False))
+    with pytest.raises(ValueError, match=r"codes head\.codes span -9\.\.-9, expected -8\.\.7"):
+        check_quantized(quantised(codes(-9), zero=zero, fake=False))
+    with pytest.raises(ValueError, match=r"codes head\.w_zero span -7\.\.8, expected -8\.\.7"):
+        check_quantized(quantised(codes(), zero=-zero, fake=False))
+    with pytest.raises(ValueError, match=r"codes head\.w_zero are torch\.float32, expected int8"):
+        check_quantized(quantised(codes(), zero=zero.float(), fake=False))
 
 
 def test_codes_are_bytes() -> None:

@@ -66,9 +66,9 @@ def test_rtn_rounds_every_weight_and_input_once(whole: Whole, family: str) -> No
     weights = attributes(graph)
     for site in SITES:
         spec = head if site == "head" else linear
-        codes, scale = round_to_nearest(floats[f"{site}.weight"], bits=spec.w_bits, group=spec.w_group)
-        assert torch.equal(weights[f"{site}.codes"], codes)
-        assert torch.equal(weights[f"{site}.w_scale"], scale)
+        grid = round_to_nearest(floats[f"{site}.weight"], bits=spec.w_bits, group=spec.w_group)
+        assert torch.equal(weights[f"{site}.codes"], grid.codes)
+        assert torch.equal(weights[f"{site}.w_scale"], grid.scale)
         assert f"{site}.weight" not in weights
     kept = {name for name in weights if name.endswith(("norm.weight", ".bias")) or name == "rope_frequencies"}
     assert kept == {name for name in floats if name.endswith(("norm.weight", ".bias")) or name == "rope_frequencies"}

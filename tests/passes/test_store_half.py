@@ -49,12 +49,12 @@ def test_embedding_in_eight_bits_is_codes_times_scales() -> None:
     rows = sketch(aten.embedding.default, sketch.weight("embed.weight", table), sketch.input("ids"))
     done, counts = edited(sketch.output(rows), StoreHalf(embedding_bits=8))
     assert counts == [1]
-    codes, scale = round_to_nearest(table, bits=8, group=0)
+    grid = round_to_nearest(table, bits=8, group=0)
     assert {name: value.dtype for name, value in attributes(done).items()} == {
         "embed.codes": torch.int8,
         "embed.w_scale": torch.float32,
     }
-    assert torch.equal(done(IDS), (codes.float() * scale)[IDS])
+    assert torch.equal(done(IDS), (grid.codes.float() * grid.scale)[IDS])
     assert (done(IDS) - table[IDS]).abs().max() <= 0.5001 * table.abs().max() / 127
 
 
