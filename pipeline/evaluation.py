@@ -130,8 +130,7 @@ def evaluate(
         batch_size=batch_size,
     )
     seconds = time.monotonic() - started
-    pairs = zip(results, expected, strict=True)
-    right = sum(normalised(model.decode(result.ids)) == normalised(model.decode(ids)) for result, ids in pairs)
+    right = sum(is_right(model, result.ids, item.answer) for result, item in zip(results, items, strict=True))
     return Score(
         exact_match=right / len(items),
         count=len(items),
@@ -139,6 +138,12 @@ def evaluate(
         seconds=round(seconds, 3),
         unreachable=sum(len(ids) > options.gen_length for ids in expected),
     )
+
+
+def is_right(model: TextModel, ids: Sequence[int], answer: str) -> bool:
+    """Whether the ids say what the answer does once it is encoded, white space aside."""
+    expected = model.decode(model.encode(answer, special_tokens=False))
+    return normalised(model.decode(ids)) == normalised(expected)
 
 
 def _encoded(model: TextModel, item: Item, options: GenerateOptions) -> list[int]:
