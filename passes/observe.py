@@ -18,6 +18,7 @@ class Observed(Interpreter):
     def __init__(self, graph: GraphModule, watch: Watcher) -> None:
         super().__init__(graph)
         self.watch = watch
+        self.extra_traceback = False  # what a watcher raises is meant for the user, word for word
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)

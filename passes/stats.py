@@ -30,9 +30,15 @@ class Stats:
         if not len(rows):
             return
         rows = rows.double()
-        key = (site, state, bucket)
+        self._put((site, state, bucket), Moments(len(rows), rows.sum(0), rows.square().sum(0), rows.abs().amax(0)))
+
+    def merge(self, other: "Stats") -> None:
+        """Accumulate what was found elsewhere; sums depend on the order in their last bits."""
+        for key, moments in other.table.items():
+            self._put(key, moments)
+
+    def _put(self, key: tuple[str, str, int], new: Moments) -> None:
         old = self.table.get(key)
-        new = Moments(len(rows), rows.sum(0), rows.square().sum(0), rows.abs().amax(0))
         if old is not None:
             new = Moments(
                 old.count + new.count,

@@ -4,20 +4,20 @@ Shape letters: N samples, L sequence, D hidden, K input width of a linear.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.graph import attributes, drop_weights
-from passes.observe import Observed
+from passes.fit import Batch
+from passes.graph import drop_weights
+from passes.observe import Observed, Watcher
 from passes.stats import STATES, Stats
 from pipeline.calibration.states import States
+from pipeline.calibration.stream import Means, Stream, check_activations
 from pipeline.capture import ENDS, Piece, capture_piece, constants, pieces
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.models.transformer import rotary_angles
-
-BATCH = 16
 
 
 def float_pieces(checkpoint: Checkpoint, *, keep_ends: bool = False) -> Iterator[tuple[Piece, GraphModule]]:
@@ -34,61 +34,62 @@ def float_pieces(checkpoint: Checkpoint, *, keep_ends: bool = False) -> Iterator
             drop_weights(graph)
 
 
-class Canvas:
-    """One batch on its way through the blocks: the residual stream and what attention needs."""
-
-    def __init__(self, states: States, frequencies: Tensor) -> None:
-        length = states.input_ids.shape[1]
-        self.states = states
-        self.x = torch.empty(0)
-        self.cos, self.sin = rotary_angles(torch.arange(length).expand(states.input_ids.shape), frequencies)
-        self.valid = torch.arange(length)[None, :] < states.kv_len[:, None]
-        self.visible = self.valid[:, None, None, :].expand(-1, 1, length, -1)
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What the graph of the next block takes."""
-        return self.x, self.cos, self.sin, self.visible, self.states.masked.int()
-
-    def enter(self, ends: GraphModule) -> None:
-        """The embeddings become the residual stream; the head, which is in the same graph, gets no rows."""
-        width = attributes(ends)["embed.weight"].shape[1]
-        self.x, _ = ends(self.states.input_ids, torch.empty(len(self.valid), 0, width))
-
-
 @torch.no_grad()
 def collect_stats(
-    checkpoint: Checkpoint, states: States, *, num_buckets: int, on_piece: Callable[[str], None]
+    checkpoint: Checkpoint,
+    states: States,
+    *,
+    num_buckets: int,
+    on_piece: Callable[[str], None],
+    means: Means | None = None,
 ) -> Stats:
-    """Moments of the inputs of all linears by mask state and noise bucket; padding rows never count."""
+    """Moments of the inputs of all linears by mask state and noise bucket; padding rows never count.
+
+    Raises InputRefused, with layer and sample, where an input is not finite or has one value everywhere.
+    """
     stats = Stats(num_buckets)
-    frequencies = constants(checkpoint.config)["rope_frequencies"]
-    canvases = [Canvas(batch, frequencies) for batch in states.batches(BATCH)]
     ends: GraphModule | None = None
-    for piece, graph in float_pieces(checkpoint, keep_ends=True):
-        for canvas in canvases:
+    with Stream(states, constants(checkpoint.config)["rope_frequencies"], means=means) as stream:
+        for piece, graph in float_pieces(checkpoint, keep_ends=True):
             if piece.name == ENDS:
-                canvas.enter(graph)
+                ends = graph
+                stream.enter(ends)
             else:
-                canvas.x = _observed(graph, canvas, stats, canvas.inputs)
-        if piece.name == ENDS:
-            ends = graph
-        on_piece(piece.name)
-    assert ends is not None
-    for canvas in canvases:
-        _observed(ends, canvas, stats, (canvas.states.input_ids, canvas.x))
+                for found in stream.through(partial(_observed, graph, num_buckets)):
+                    stats.merge(found)
+                stream.advance()
+            on_piece(piece.name)
+        assert ends is not None
+        for found in stream.map(partial(_head_observed, ends, num_buckets)):
+            stats.merge(found)
     drop_weights(ends)
     return stats
 
 
-def _observed(graph: GraphModule, canvas: Canvas, stats: Stats, inputs: tuple[Tensor, ...]) -> Tensor:
-    buckets = (canvas.states.noise * stats.num_buckets).long().clamp(max=stats.num_buckets - 1)
+def _observed(block: GraphModule, num_buckets: int, batch: Batch) -> tuple[Tensor, Stats]:
+    """The block's output for one batch, and the moments on the way to it."""
+    stats, watch = _watched(num_buckets, batch)
+    x: Tensor = Observed(block, watch).run(*batch.inputs)
+    return x, stats
+
+
+def _head_observed(ends: GraphModule, num_buckets: int, batch: Batch) -> Stats:
+    stats, watch = _watched(num_buckets, batch)
+    no_ids = torch.empty(len(batch.valid), 0, dtype=torch.long)
+    Observed(ends, watch).run(no_ids, batch.inputs[0])
+    return stats
+
+
+def _watched(num_buckets: int, batch: Batch) -> tuple[Stats, Watcher]:
+    """Empty statistics, and what fills them with one batch."""
+    stats = Stats(num_buckets)
+    buckets = (batch.noise * num_buckets).long().clamp(max=num_buckets - 1)
 
     def watch(site: str, x: Tensor, _: Tensor) -> None:
-        for bucket in range(stats.num_buckets):
-            rows = canvas.valid & (buckets == bucket)[:, None]
-            for state, chosen in zip(STATES, (rows & ~canvas.states.masked, rows & canvas.states.masked), strict=True):
+        check_activations(x, batch, f"the input of {site}")
+        for bucket in range(num_buckets):
+            rows = batch.valid & (buckets == bucket)[:, None]
+            for state, chosen in zip(STATES, (rows & ~batch.masked, rows & batch.masked), strict=True):
                 stats.add(site, state, bucket, x[chosen])
 
-    result: Tensor = Observed(graph, watch).run(*inputs)
-    return result
+    return stats, watch

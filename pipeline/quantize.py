@@ -6,6 +6,7 @@ One file a piece, `weights/<piece>.safetensors`. Codes of four bits or fewer are
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,7 +27,7 @@ from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
 from passes.store_half import HalfRangeError
 from pipeline.calibrate import float_pieces
 from pipeline.calibration.states import States
-from pipeline.calibration.stream import Stream
+from pipeline.calibration.stream import Means, Stream
 from pipeline.capture import ENDS, constants
 from pipeline.errors import InputRefused, UsageFault
 from pipeline.models.checkpoint import Checkpoint
@@ -98,39 +99,43 @@ def write_weights(
     folder: Path,
     *,
     states: States | None = None,
+    means: Means | None = None,
     on_piece: Callable[[str], None],
 ) -> dict[str, int]:
     """Sidecar files for the whole model; returns places changed by pass, summed over the pieces.
 
-    `states` are what a method that needs calibration learns from, one block at a time.
+    `states` are what a method that needs calibration learns from, one block at a time, by `means`.
     """
     method, config = METHODS[recipe.method], checkpoint.config
     if method.needs_calibration and states is None:
         raise ValueError(f"method {method.name} needs calibration states")
-    stream = None
-    if method.needs_calibration and states is not None:
-        stream = Stream(states, constants(config)["rope_frequencies"])
     changed: Counter[str] = Counter()
     folder.mkdir(exist_ok=True)
     for left in folder.glob("*.safetensors"):  # a model with more blocks may have been here
         left.unlink()
-    for piece, graph in float_pieces(checkpoint):
-        fit = Fit(samples=None if piece.name == ENDS else stream, seed=recipe.calibration.seed)
-        try:
-            changed.update(_quantise(graph, method, quant_plan(recipe, config), fit, stream))
-        except PassError as error:
-            raise _at_fault(error) from error
-        packed = packed_names(graph)
-        # Lowered too, so that the files hold whatever the lowered graph reads besides the simulated one's weights.
-        run(graph, LOWERING, check_lowered)
-        save_file(
-            {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()},
-            folder / f"{piece.name}.safetensors",
-            {"packed": "\n".join(sorted(packed)), "numbers": json.dumps(fit.numbers, sort_keys=True)},
-        )
-        on_piece(piece.name)
+    calibrated = states if method.needs_calibration else None
+    with _stream(calibrated, config, means) as stream:
+        for piece, graph in float_pieces(checkpoint):
+            fit = Fit(samples=None if piece.name == ENDS else stream, seed=recipe.calibration.seed)
+            try:
+                changed.update(_quantise(graph, method, quant_plan(recipe, config), fit, stream))
+            except PassError as error:
+                raise _at_fault(error) from error
+            packed = packed_names(graph)
+            # Lowered too, so that the files hold whatever the lowered graph reads besides the simulated one's weights.
+            run(graph, LOWERING, check_lowered)
+            save_file(
+                {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()},
+                folder / f"{piece.name}.safetensors",
+                {"packed": "\n".join(sorted(packed)), "numbers": json.dumps(fit.numbers, sort_keys=True)},
+            )
+            on_piece(piece.name)
     save_file(constants(config), folder / f"{CONSTANTS}.safetensors", {"packed": "", "numbers": "{}"})
     return dict(changed)
+
+
+def _stream(states: States | None, config: ModelConfig, means: Means | None) -> AbstractContextManager[Stream | None]:
+    return Stream(states, constants(config)["rope_frequencies"], means=means) if states else nullcontext()
 
 
 def _quantise(graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, stream: Stream | None) -> Counter[str]:

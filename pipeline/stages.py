@@ -24,7 +24,9 @@ from pipeline.accounting import take_account
 from pipeline.bundle import BundleParts, bundle, made_with
 from pipeline.calibrate import collect_stats
 from pipeline.calibration.corpus import calibration_states
+from pipeline.calibration.sources import source_digest
 from pipeline.calibration.states import States
+from pipeline.calibration.stream import Means
 from pipeline.capture import pieces
 from pipeline.errors import UsageFault
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, canonical_json, os_faults
@@ -43,6 +45,7 @@ from pipeline.version import VERSION
 
 STATS = "stats.safetensors"
 WEIGHTS = "weights"
+CACHE = "cache"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +59,14 @@ class Job:
     work: WorkFolder
     validated: bool
     licence: Licence
+    means: Means
 
 
 def calibrate(job: Job, stage: Stage) -> list[str]:
-    """Noised canvases through the float model, block by block: moments of every linear's input."""
+    """Canvases through the float model, block by block: moments of every linear's input."""
     part = job.recipe.calibration
     count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
-    stats = collect_stats(job.checkpoint, _states(job), num_buckets=part.noise_buckets, on_piece=count)
+    stats = collect_stats(job.checkpoint, _states(job), num_buckets=part.noise_buckets, means=job.means, on_piece=count)
     save_file(stats.tensors(), job.work.path / STATS)
     need = "" if METHODS[job.recipe.method].needs_calibration else f"; method {job.recipe.method} does not need them"
     stage.finish(f"moments of {len(stats.table)} site states from {part.samples} canvases{need}")
@@ -74,7 +78,7 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     folder = job.work.path / WEIGHTS
     count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
     states = _states(job) if METHODS[job.recipe.method].needs_calibration else None
-    changed = write_weights(job.checkpoint, job.recipe, folder, states=states, on_piece=count)
+    changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=count)
     account = take_account(job.checkpoint, job.recipe, Weights(folder))
     total = account.linears_quantised + account.linears_kept
     stage.finish(
@@ -182,10 +186,13 @@ def export(
     last: str | None = None,
     force: bool = False,
     validate: bool = True,
+    workers: int = 1,
+    cache_on_disk: bool = False,
     report: Progress,
 ) -> Path:
     """Run the stages from `first` to `last` (default: all that are not done); returns the bundle, or the work folder.
 
+    `workers` batches are calibrated at a time, each on the recipe's threads; a cache on disk lies in the work folder.
     Raises UsageFault when a stage before `first` has not been done with this model and recipe.
     """
     recipe.check_exportable()
@@ -209,6 +216,7 @@ def export(
             work=work,
             validated=validate,
             licence=licence,
+            means=Means(workers=workers, folder=work.path / CACHE if cache_on_disk else None),
         )
         start, stop = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
         digest = _digest(checkpoint)
@@ -228,6 +236,7 @@ def _fingerprint(job: Job, name: str, digest: str) -> str:
     recipe = job.recipe.model_dump(mode="json")
     settings: list[object] = [VERSION, platform.python_version(), made_with(), _sources(), name, digest]
     settings.append({key: recipe[key] for key in READS.get(name, recipe)})
+    settings.append(source_digest(job.recipe.calibration.source))
     if name in ("validate", "build", "bundle"):
         settings.append(job.validated)
     return hashlib.sha256(canonical_json(settings)).hexdigest()

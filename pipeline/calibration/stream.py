@@ -3,56 +3,126 @@
 Shape letters: B batch, L sequence, D hidden.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.fit import Batch
-from pipeline.calibrate import BATCH, Canvas
+from pipeline.calibration.cache import Cache, Disk, Ram
+from pipeline.calibration.canvas import Canvas, batch_size
 from pipeline.calibration.states import States
+from pipeline.calibration.workers import Workers
+from pipeline.errors import InputRefused
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Result = TypeVar("Result")
 
 
-class Stream:
-    """Inputs of one block, batch by batch; `compute` and `advance` make them those of the block after."""
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """How a calibration is computed, which changes no byte of what it finds.
 
-    def __init__(self, states: States, frequencies: Tensor, *, batch: int = BATCH) -> None:
-        self.batch = batch
-        self.canvases = [Canvas(part, frequencies) for part in states.batches(batch)]
-        self.outputs: list[Tensor] = []
+    `workers` batches at a time; the inputs of blocks lie in `folder`, or in RAM without one.
+    """
+
+    workers: int = 1
+    folder: Path | None = None
+
+
+class Stream:
+    """Inputs of one block, batch by batch; `compute` and `advance` make them those of the block after.
+
+    Use as a context manager, or `close` it: it has threads and files. Raises InputRefused, with layer and sample, where
+    a block's output is not finite or has one value everywhere.
+    """
+
+    def __init__(
+        self, states: States, frequencies: Tensor, *, batch: int | None = None, means: Means | None = None
+    ) -> None:
+        means = means or Means()
+        self.batch = batch or batch_size(states)
+        self.canvases = [Canvas(part, frequencies) for part in states.batches(self.batch)]
+        self._block = 0
+        self._workers = Workers(means.workers)
+        self._cache: Cache = Disk(means.folder) if means.folder else Ram()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads, remove the files."""
+        self._workers.close()
+        self._cache.close()
 
     @torch.no_grad()
     def enter(self, ends: GraphModule) -> None:
         """The embeddings of every canvas, in the coordinates of the graph given."""
-        for canvas in self.canvases:
-            canvas.enter(ends)
+        for number, canvas in enumerate(self.canvases):
+            self._cache.write(number, canvas.embedded(ends))
+        self._cache.advance()
+        self._block = 0
 
     @torch.no_grad()
     def compute(self, block: GraphModule) -> None:
         """What this block makes of its inputs, kept for `advance`: the inputs themselves are still needed."""
-        self.outputs = list(self.map(lambda batch: block(*batch.inputs)))
+        for _ in self.through(lambda batch: (block(*batch.inputs), None)):
+            pass
+
+    def through(self, function: Callable[[Batch], tuple[Tensor, Result]]) -> Iterator[Result]:
+        """The same by a function that finds something on the way: keeps its tensors, gives the rest in order."""
+
+        def act(number: int) -> Result:
+            batch = self._batch(number)
+            x, result = function(batch)
+            check_activations(x, batch, f"the output of blocks.{self._block}")
+            self._cache.write(number, x)
+            return result
+
+        return self._workers.map(act, range(len(self.canvases)))
 
     def advance(self) -> None:
         """The outputs that were computed are the next block's inputs."""
-        for canvas, x in zip(self.canvases, self.outputs, strict=True):
-            canvas.x = x
-        self.outputs = []
+        self._cache.advance()
+        self._block += 1
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, canvas in enumerate(self.canvases):
-            states = canvas.states
-            yield Batch(
-                inputs=canvas.inputs,
-                valid=canvas.valid,
-                masked=states.masked,
-                noise=states.noise,
-                first=number * self.batch,
-            )
+        return map(self._batch, range(len(self.canvases)))
 
     def map(self, function: Callable[[Batch], Result]) -> Iterator[Result]:
         """Results of `function` in the order of the batches."""
-        return map(function, self)
+        return self._workers.map(lambda number: function(self._batch(number)), range(len(self.canvases)))
+
+    def _batch(self, number: int) -> Batch:
+        canvas = self.canvases[number]
+        return Batch(
+            inputs=canvas.inputs_of(self._cache.read(number)),
+            valid=canvas.valid,
+            masked=canvas.states.masked,
+            noise=canvas.states.noise,
+            first=number * self.batch,
+        )
+
+
+def check_activations(x: Tensor, batch: Batch, what: str) -> None:
+    """Raise InputRefused unless the rows [L, K] of every sample in `x` [B, L, K] are finite and not all one value."""
+    for row, valid in enumerate(batch.valid):
+        low, high = x[row, valid].aminmax()
+        fault = "has values that are not finite" if not (low.isfinite() and high.isfinite()) else ""
+        fault = f"is {float(low):.6g} everywhere" if not fault and low == high else fault
+        if fault:
+            raise InputRefused(
+                f"{what} {fault} in calibration sample {batch.first + row}; nothing can be learned from it: check the "
+                "weights of the model, or choose other text with --set calibration.source=file:PATH"
+            )

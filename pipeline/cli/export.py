@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,20 @@ RUN_OPTIONS = (
         default="on",
         show_default=True,
         help="off publishes a bundle marked unvalidated.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        default=1,
+        show_default=True,
+        help="Batches calibrated at a time, each on the recipe's threads; changes no byte of the result.",
+    ),
+    click.option(
+        "--cache",
+        type=click.Choice(["ram", "disk"]),
+        default="ram",
+        show_default=True,
+        help="Where calibration keeps the inputs of a block; disk is DIR.work/cache.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event."),
 )
@@ -53,9 +67,7 @@ def command(
     first: str | None,
     last: str | None,
     sets: tuple[str, ...],
-    force: bool,
-    validation: str,
-    as_json: bool,
+    **given: Any,
 ) -> None:
     """Compile a model into a validated bundle.
 
@@ -68,7 +80,7 @@ def command(
 
     recipe = load_recipe(recipe_name, sets)
     target = output or default_output(model, recipe.name)
-    _export(model, target, recipe, first, last, force=force, validate=validation == "on", as_json=as_json)
+    _export(model, target, recipe, first, last, **given)
 
 
 def default_output(model: str, recipe: str) -> Path:
@@ -85,7 +97,9 @@ def _export(
     last: str | None,
     *,
     force: bool,
-    validate: bool,
+    validation: str,
+    workers: int,
+    cache: str,
     as_json: bool,
 ) -> None:
     from pipeline.progress import Progress
@@ -94,7 +108,18 @@ def _export(
     report = Progress(json=as_json)
     from pipeline import stages
 
-    made = stages.export(model, output, recipe, first=first, last=last, force=force, validate=validate, report=report)
+    made = stages.export(
+        model,
+        output,
+        recipe,
+        first=first,
+        last=last,
+        force=force,
+        validate=validation == "on",
+        workers=workers,
+        cache_on_disk=cache == "disk",
+        report=report,
+    )
     if as_json:
         click.echo(json.dumps({"event": "result", "folder": str(made), "stage": last or STAGES[-1]}))
     elif last in (None, STAGES[-1]):
@@ -117,12 +142,10 @@ def _stage_command(stage: str, summary: str) -> click.Command:
         model: str | None,
         recipe_name: str | None,
         sets: tuple[str, ...],
-        force: bool,
-        validation: str,
-        as_json: bool,
+        **given: Any,
     ) -> None:
         chosen, recipe = _recorded(output, model, recipe_name, sets)
-        _export(chosen, output, recipe, stage, stage, force=force, validate=validation == "on", as_json=as_json)
+        _export(chosen, output, recipe, stage, stage, **given)
 
     return run_stage
 

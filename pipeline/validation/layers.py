@@ -15,7 +15,8 @@ from passes.methods import METHODS
 from passes.methods.method import Method, no_passes
 from passes.observe import Observed
 from passes.rotate_stream import stream_rotation
-from pipeline.calibrate import Canvas, float_pieces
+from pipeline.calibrate import float_pieces
+from pipeline.calibration.canvas import Canvas
 from pipeline.calibration.states import States
 from pipeline.capture import ENDS, capture_piece, constants
 from pipeline.models.checkpoint import EMBED, Checkpoint

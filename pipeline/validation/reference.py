@@ -7,7 +7,8 @@ from torch.fx import GraphModule
 
 from passes.graph import drop_weights
 from pipeline.backends.backend import OUTPUTS, Feeds, Record
-from pipeline.calibrate import Canvas, float_pieces
+from pipeline.calibrate import float_pieces
+from pipeline.calibration.canvas import Canvas
 from pipeline.calibration.states import States
 from pipeline.capture import ENDS, constants
 from pipeline.models.checkpoint import Checkpoint

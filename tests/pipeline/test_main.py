@@ -72,6 +72,9 @@ def test_options_may_be_spelled_with_underscores(capsys: pytest.CaptureFixture[s
         (["export", "builtin:tiny-llada", "--recipe", "rtn-w4a5"], "did you mean 'rtn-w4a4'?"),
         (["export", "builtin:tiny-llada", "--set", "attention.prob_bits=8"], "prob_bits 8 cannot be exported"),
         (["quantize", "nowhere"], "holds no export in progress"),
+        (["export", "builtin:tiny-llada", "--workers", "0"], "0 is not in the range 1<=x<=256"),
+        (["export", "builtin:tiny-llada", "--cache", "tape"], "'tape' is not one of 'ram', 'disk'"),
+        (["export", "builtin:tiny-llada", "--set", "calibration.source=c4"], "'c4' is no source of text"),
     ],
 )
 def test_wrong_words_are_usage_errors(
@@ -348,7 +351,7 @@ def test_export_passes_its_words_on(stages: Stages, capsys: pytest.CaptureFixtur
     assert main(["export", "builtin:tiny-dream"]) == 0
     assert main(["export", "m", "-o", "my out", "--recipe", "fp16", "--until", "lower", "--validate", "off"]) == 0
     assert main(["export", "m", "-o", "out", "--from", "lower", "--force", "--json"]) == 0
-    plain = {"first": None, "last": None, "force": False, "validate": True}
+    plain = {"first": None, "last": None, "force": False, "validate": True, "workers": 1, "cache_on_disk": False}
     default = Path("exported/tiny-dream-rtn-w8a8")
     assert stages.asked == [
         {"model": "builtin:tiny-dream", "output": default, "recipe": "rtn-w8a8", **plain},
@@ -367,7 +370,11 @@ def test_export_passes_its_words_on(stages: Stages, capsys: pytest.CaptureFixtur
 
 def test_a_stage_runs_alone(stages: Stages) -> None:
     assert main(["lower", "out", "--model", "m", "--recipe", "fp16"]) == 0
-    assert [(call["model"], call["first"], call["last"]) for call in stages.asked] == [("m", "lower", "lower")]
+    assert main(["quantize", "out", "--model", "m", "--workers", "3", "--cache", "disk"]) == 0
+    asked = [
+        tuple(call[key] for key in ("model", "first", "last", "workers", "cache_on_disk")) for call in stages.asked
+    ]
+    assert asked == [("m", "lower", "lower", 1, False), ("m", "quantize", "quantize", 3, True)]
 
 
 def test_stage_commands_read_the_recorded_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
