@@ -48,6 +48,7 @@ def test_lowered_equals_simulated(whole: Whole, feeds: tuple[Tensor, ...], famil
     run(simulated, METHODS["rtn"].passes(plan), check_quantized)
     lowered = copy_of(simulated)
     changed = run(lowered, LOWERING, check_lowered)
+    assert changed.pop("FusePrepare") == 0  # nothing is transformed
     # Dream's logits are an output here, so its head keeps them.
     fused_head = int(family == "llada" and plan.spec("head") is not None)
     assert list(changed.values()) == [*expected, fused_head]

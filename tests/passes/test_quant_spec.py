@@ -42,6 +42,7 @@ def test_float_activations_are_the_default() -> None:
         "w_group": 0,
         "a_group": 0,
         "symmetric": True,
+        "w_symmetric": True,
     }
 
 
