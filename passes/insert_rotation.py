@@ -1,0 +1,131 @@
+"""Rotate the input of linears block by block, deal channels out anew, rotate again, and fold the inverse into weights.
+
+    linear(x, W)  ->  linear(rotate(rotate(x, B1, 0..K-1), B2, order), rotate(rotate(W, B1, 0..K-1), B2, order))
+
+Exact in real numbers for any activations, since both rotations are orthogonal; what is learned is which of them
+(DuQuant, arXiv 2406.01721, section 3). Shape letters: M rows, K channels, c channels a block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from passes.fit import Batch, CalibrationError, Fit, Samples
+from passes.graph import add_attribute, attribute, attribute_name, attributes, calls, node_of, set_attributes, site_of
+from passes.observe import Observed
+from passes.quant_spec import QuantPlan
+from passes.solvers.draws import generator
+from passes.solvers.greedy_rotation import greedy_rotation
+from passes.solvers.zigzag import zigzag
+
+aten, ops = torch.ops.aten, torch.ops.dllmc
+ROWS = 512  # calibration rows a site: the largest, since it is the largest value that each step lowers
+
+PART = 4096  # rows of a weight turned at a time: `rotate` works in float64
+
+
+@dataclass(frozen=True)
+class BlockRotation:
+    """`dllmc::rotate` without its input: blocks float32 [K/c, c, c] after order int64 [K]."""
+
+    blocks: Tensor
+    order: Tensor
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Rows [M, K] turned."""
+        return torch.cat([ops.rotate(part, self.blocks, self.order) for part in torch.split(rows, PART)])
+
+
+class InsertRotation:
+    """Every linear whose activations the plan quantises; blocks are the largest divisor of K up to `block` channels.
+
+    Raises CalibrationError for inputs that are not finite, ValueError without samples for weights that have values.
+    """
+
+    def __init__(self, plan: QuantPlan, fit: Fit, *, block: int, steps: int) -> None:
+        self.plan, self.fit, self.block, self.steps = plan, fit, block, steps
+
+    def __call__(self, graph: GraphModule) -> int:
+        linears = [linear for linear in calls(graph, aten.linear.default) if self._is_planned(linear)]
+        rows: dict[str, Tensor] = {}
+        if any(not attribute(graph, node_of(linear.args[1])).is_meta for linear in linears):
+            if self.fit.samples is None:
+                raise ValueError("rotations are learned from samples, and there are none")
+            rows = largest_rows(graph, self.fit.samples, {site_of(linear) for linear in linears})
+        for linear in linears:
+            site, source = site_of(linear), node_of(linear.args[1])
+            weight = attribute(graph, source)
+            if weight.is_meta:
+                turns = self._shapes(weight.shape[1])
+            else:
+                turns = self._learned(site, rows[site])
+                for turn in turns:
+                    weight = turn.apply(weight)
+                set_attributes(graph, attributes(graph) | {attribute_name(source): weight})
+            self._insert(graph, linear, turns)
+        return len(linears)
+
+    def _is_planned(self, linear: Node) -> bool:
+        spec = self.plan.spec(site_of(linear))
+        return spec is not None and spec.a_bits < 16
+
+    def _learned(self, site: str, rows: Tensor) -> list[BlockRotation]:
+        size, order = self._size(rows.shape[1]), torch.arange(rows.shape[1])
+        turns: list[BlockRotation] = []
+        for number in ("first", "second"):
+            draw = generator(self.fit.seed, site, number)
+            turns.append(BlockRotation(greedy_rotation(rows[:, order], size, self.steps, draw).float(), order))
+            rows = turns[-1].apply(rows)
+            order = zigzag(rows.abs().amax(dim=0), size)
+        return turns
+
+    def _shapes(self, width: int) -> list[BlockRotation]:
+        size = self._size(width)
+        with torch.device("meta"):
+            shapes = torch.empty(width // size, size, size), torch.empty(width, dtype=torch.int64)
+            return [BlockRotation(*shapes), BlockRotation(*(shape.clone() for shape in shapes))]
+
+    def _size(self, width: int) -> int:
+        return next(size for size in range(min(self.block, width), 0, -1) if width % size == 0)
+
+    @staticmethod
+    def _insert(graph: GraphModule, linear: Node, turns: Sequence[BlockRotation]) -> None:
+        x = node_of(linear.args[0])
+        with graph.graph.inserting_before(linear):
+            for number, turn in enumerate(turns, start=1):
+                name = f"{site_of(linear)}.rotation_{number}"
+                blocks = add_attribute(graph, f"{name}.blocks", turn.blocks)
+                order = add_attribute(graph, f"{name}.order", turn.order)
+                x = graph.graph.call_function(ops.rotate.default, (x, blocks, order))
+        linear.update_arg(0, x)
+
+
+def largest_rows(graph: GraphModule, samples: Samples, sites: set[str]) -> dict[str, Tensor]:
+    """Of each site the valid input rows with the largest values, at most ROWS, in the order of the samples."""
+
+    def largest(batch: Batch) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def watch(site: str, x: Tensor, _: Tensor) -> None:
+            if site not in sites:
+                return
+            if not bool(x[batch.valid].isfinite().all()):
+                bad = int((~x.isfinite()).flatten(1).any(dim=1).int().argmax())
+                raise CalibrationError(f"the input of {site} is not finite in sample {batch.first + bad}")
+            found[site] = _largest(x[batch.valid])
+
+        Observed(graph, watch).run(*batch.inputs)
+        return found
+
+    rows: dict[str, Tensor] = {}
+    for found in samples.map(largest):
+        rows = {site: _largest(torch.cat([rows[site], more]) if site in rows else more) for site, more in found.items()}
+    return rows
+
+
+def _largest(rows: Tensor) -> Tensor:
+    chosen = rows.abs().amax(dim=1).argsort(descending=True, stable=True)[:ROWS]
+    return rows[chosen.sort().values]
