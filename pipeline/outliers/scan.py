@@ -5,19 +5,20 @@ Shape letters: N samples, L sequence, T tokens, K input width of a linear.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.fit import Batch
 from passes.graph import drop_weights
-from passes.observe import Observed
+from passes.observe import Observed, Watcher
 from passes.stats import STATES
 from pipeline.calibrate import float_pieces
-from pipeline.calibration.canvas import BATCH, Canvas
 from pipeline.calibration.states import States
+from pipeline.calibration.stream import Stream, check_activations
 from pipeline.capture import ENDS, constants
-from pipeline.errors import InputRefused
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.outliers.tally import Finding, Tally, Thresholds
 
@@ -50,57 +51,47 @@ class Scan:
 def scan(checkpoint: Checkpoint, states: States, thresholds: Thresholds, *, on_piece: Callable[[str], None]) -> Scan:
     """Outliers of every linear's input; a mask state without rows has no finding, padding never counts.
 
-    Raises InputRefused where an input is not finite.
+    Raises InputRefused, with site and sample, where an input is not finite or has one value everywhere.
     """
     found = Scan()
-    frequencies = constants(checkpoint.config)["rope_frequencies"]
-    canvases = [Canvas(batch, frequencies) for batch in states.batches(BATCH)]
     ends: GraphModule | None = None
-    for piece, graph in float_pieces(checkpoint, keep_ends=True):
-        tallies: Tallies = {}
-        for number, canvas in enumerate(canvases):
+    with Stream(states, constants(checkpoint.config)["rope_frequencies"]) as stream:
+        for piece, graph in float_pieces(checkpoint, keep_ends=True):
             if piece.name == ENDS:
-                canvas.enter(graph)
+                ends = graph
+                stream.enter(ends)
             else:
-                canvas.x = _observed(graph, canvas, canvas.inputs, tallies, thresholds, number * BATCH)
+                tallies: Tallies = {}
+                for _ in stream.through(partial(_observed, graph, tallies, thresholds)):
+                    pass
+                stream.advance()
+                found.take(tallies)
+            on_piece(piece.name)
+        assert ends is not None
+        tallies = {}
+        for _ in stream.map(partial(_head_observed, ends, tallies, thresholds)):
+            pass
         found.take(tallies)
-        if piece.name == ENDS:
-            ends = graph
-        on_piece(piece.name)
-    assert ends is not None
-    tallies = {}
-    for number, canvas in enumerate(canvases):
-        _observed(ends, canvas, (canvas.states.input_ids, canvas.x), tallies, thresholds, number * BATCH)
-    found.take(tallies)
     drop_weights(ends)
     return found
 
 
-def _observed(
-    graph: GraphModule,
-    canvas: Canvas,
-    inputs: tuple[Tensor, ...],
-    tallies: Tallies,
-    thresholds: Thresholds,
-    first: int,
-) -> Tensor:
+def _observed(block: GraphModule, tallies: Tallies, thresholds: Thresholds, batch: Batch) -> tuple[Tensor, None]:
+    x: Tensor = Observed(block, _watcher(tallies, thresholds, batch)).run(*batch.inputs)
+    return x, None
+
+
+def _head_observed(ends: GraphModule, tallies: Tallies, thresholds: Thresholds, batch: Batch) -> None:
+    no_ids = torch.empty(len(batch.valid), 0, dtype=torch.long)
+    Observed(ends, _watcher(tallies, thresholds, batch)).run(no_ids, batch.inputs[0])
+
+
+def _watcher(tallies: Tallies, thresholds: Thresholds, batch: Batch) -> Watcher:
     def watch(site: str, x: Tensor, _: Tensor) -> None:
-        _check_finite(site, x, canvas.valid, first)
-        masked = canvas.states.masked
-        for state, rows in zip(STATES, (canvas.valid & ~masked, canvas.valid & masked), strict=True):
+        check_activations(x, batch, f"the input of {site}")
+        for state, rows in zip(STATES, (batch.valid & ~batch.masked, batch.valid & batch.masked), strict=True):
             if rows.any():
                 by_state = tallies.setdefault(site, {})
                 by_state.setdefault(state, Tally(thresholds, SHOWN_TOKENS)).add(x[rows])
 
-    result: Tensor = Observed(graph, watch).run(*inputs)
-    return result
-
-
-def _check_finite(site: str, x: Tensor, valid: Tensor, first: int) -> None:
-    bad = ~x.isfinite().all(-1) & valid
-    if bad.any():
-        sample = first + int(bad.any(1).nonzero()[0])
-        raise InputRefused(
-            f"the input of {site} is not finite for sample {sample}; the model cannot be scanned: check its weights, "
-            "or choose other text with --source"
-        )
+    return watch

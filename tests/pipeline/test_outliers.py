@@ -163,15 +163,18 @@ def test_what_is_not_finite_is_refused_with_site_and_sample(tmp_path: Path) -> N
     random = tiny(shifted=False)
     for linear in (random.blocks[1].mlp.up_proj, random.blocks[1].mlp.gate_proj):
         linear.weight.data[::2, 0], linear.weight.data[1::2, 0] = 3e38, -3e38
-    weights = dict(random.state_dict())
-    weights["embed.weight"] = torch.zeros_like(random.embed.weight)
-    weights["embed.weight"][7, 0] = 1.0  # one token reaches the first channel
-    write_checkpoint(tmp_path / "model", random.config, weights, torch.float32)
+    for writer in (random.blocks[0].attn.o_proj, random.blocks[0].mlp.down_proj, random.blocks[1].attn.o_proj):
+        writer.weight.data[0] = 0
+    random.embed.weight.data[:, 0] = 0
+    random.embed.weight.data[7, 0] = 100.0  # the one token that reaches the first channel
+    write_checkpoint(tmp_path / "model", random.config, random.state_dict(), torch.float32)
     samples = [Sample([1, 2, 3, 4], 2) for _ in range(19)]
     samples[17] = Sample([7, 2, 3, 4], 2)
     checkpoint = open_checkpoint(tmp_path / "model")
     states = make_states(samples, random.config, seed=0, noised=True)
-    with pytest.raises(InputRefused, match=r"blocks\.1\.mlp\.down_proj is not finite for sample 17"):
+    with pytest.raises(
+        InputRefused, match=r"blocks\.1\.mlp\.down_proj has values that are not finite in calibration sample 17"
+    ):
         scanned(checkpoint, states)
 
 
