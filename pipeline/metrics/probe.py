@@ -26,6 +26,7 @@ from pipeline.capture import materialise
 from pipeline.errors import ValidationFailed
 from pipeline.lower import simulated_graph
 from pipeline.models.checkpoint import Checkpoint, load_model
+from pipeline.models.transformer import Transformer
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe
 
@@ -79,7 +80,11 @@ class Probe:
 
 def float_probe(checkpoint: Checkpoint, *, top_k: int = 8) -> Probe:
     """The model at full precision."""
-    model = load_model(checkpoint)
+    return transformer_probe(load_model(checkpoint), top_k=top_k)
+
+
+def transformer_probe(model: Transformer, *, top_k: int = 8) -> Probe:
+    """A model that is loaded."""
 
     def graph(
         input_ids: Tensor,
