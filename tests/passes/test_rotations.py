@@ -15,38 +15,16 @@ from passes.rotate_values import RotateValues
 from pipeline.capture import capture_piece, pieces
 from tests.passes.conftest import Whole
 from tests.passes.lockstep import Values
+from tests.passes.rewrites import Feeds, assert_same_logits, on_shapes, values_of
 from tests.passes.sketch import aten, copy_of, count, ops
 from tests.pipeline.random_models import tiny
 
 FAMILIES = ("llada", "dream", "odd")
-Feeds = tuple[Tensor, ...]
-
-
-def values_of(graph: GraphModule, op: object, feeds: Feeds) -> list[Tensor]:
-    """What each call of `op` gives."""
-    seen = Values(graph)
-    seen.run(*feeds)
-    return [seen.values[node] for node in calls(graph, op)]
-
-
-def logits(graph: GraphModule, feeds: Feeds) -> Tensor:
-    return values_of(graph, aten.linear.default, feeds)[-1]
 
 
 def rewritten(graph: GraphModule, *edits: Pass) -> tuple[GraphModule, list[int]]:
     made = copy_of(graph)
     return made, list(run(made, edits, check_rewritten).values())
-
-
-def assert_same_logits(graph: GraphModule, other: GraphModule, feeds: Feeds) -> None:
-    expected, found = logits(graph, feeds), logits(other, feeds)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def on_shapes(graph: GraphModule) -> GraphModule:
-    made = copy_of(graph)
-    set_attributes(made, {name: value.to("meta") for name, value in attributes(made).items()})
-    return made
 
 
 @pytest.mark.parametrize("family", FAMILIES)
