@@ -120,7 +120,7 @@ def check_activations(x: Tensor, batch: Batch, what: str) -> None:
     for row, valid in enumerate(batch.valid):
         low, high = x[row, valid].aminmax()
         fault = "has values that are not finite" if not (low.isfinite() and high.isfinite()) else ""
-        fault = f"is {float(low):.6g} everywhere" if not fault and low == high else fault
+        fault = f"is {float(low) + 0.0:.6g} everywhere" if not fault and low == high else fault
         if fault:
             raise InputRefused(
                 f"{what} {fault} in calibration sample {batch.first + row}; nothing can be learned from it: check the "
