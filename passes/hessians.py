@@ -1,0 +1,64 @@
+"""Second moments of what a linear reads, sum of x x^T: half the Hessian of its squared output error.
+
+Shape letters: B batch, Q query rows, K inner, M rows that count.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from passes.fit import Batch, CalibrationError, Samples
+from passes.graph import attribute, node_of, site_of
+
+# How much each row of a batch counts, [B, Q], none below 0.
+Weigh = Callable[[Batch], Tensor]
+
+
+def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | None = None) -> Tensor:
+    """Float32 [K, K] over the valid rows of all samples, of the input as the graph computes it now.
+
+    Raises CalibrationError for an input that is not finite, or zero in every row.
+    """
+    site, part = site_of(linear), input_graph(graph, linear)
+
+    def rows(batch: Batch) -> Tensor:
+        x: Tensor = part(*batch.inputs)
+        return _rows_that_count(x, batch, site, weigh)
+
+    inner = attribute(graph, node_of(linear.args[1])).shape[1]
+    total = torch.zeros(inner, inner)
+    # Workers hand over rows and not their products, of which there shall be one, whatever their number.
+    for part_rows in samples.map(rows):
+        total.addmm_(part_rows.T, part_rows)
+    if not bool((total.diagonal() > 0).any()):
+        raise CalibrationError(f"inputs of {site} are zero in all samples; nothing can be learned from them")
+    if not bool(total.diagonal().isfinite().all()):
+        raise CalibrationError(f"inputs of {site} are too large: their squares leave the range of float32")
+    return total
+
+
+def _rows_that_count(x: Tensor, batch: Batch, site: str, weigh: Weigh | None) -> Tensor:
+    spoilt = ~x.isfinite().all(dim=-1) & batch.valid
+    if bool(spoilt.any()):
+        sample = batch.first + int(spoilt.any(dim=1).nonzero()[0])
+        raise CalibrationError(f"inputs of {site} are not finite in sample {sample}")
+    rows = x[batch.valid].float()
+    return rows if weigh is None else rows * weigh(batch)[batch.valid].sqrt()[:, None]
+
+
+def input_graph(graph: GraphModule, linear: Node) -> GraphModule:
+    """What computes the input of `linear` from the inputs of the graph, and nothing else; weights are shared."""
+    source = node_of(linear.args[0])
+    needed, found = {source}, [source]
+    while found:
+        new = [node for node in found.pop().all_input_nodes if node not in needed]
+        needed.update(new)
+        found.extend(new)
+    made, copies = Graph(), dict[Node, Node]()
+    for node in graph.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            copies[node] = made.node_copy(node, copies.__getitem__)
+    made.output(copies[source])
+    return GraphModule(graph, made)
