@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.graph import attribute, attribute_name, attributes, calls, is_attribute, node_of, set_attributes, site_of
-from passes.producers import Producer, producer_of
+from passes.producers import Producer, scalable
 
 # site -> scale float32 [K] of its input channels, None to leave it alone
 ScaleSolver = Callable[[str], Tensor | None]
@@ -38,12 +38,9 @@ class FoldScale:
 
     @staticmethod
     def _fold(graph: GraphModule, linear: Node, scale: Tensor) -> None:
-        site, weight = site_of(linear), node_of(linear.args[1])
-        producer = producer_of(graph, linear)
-        if producer is None:
-            raise ValueError(f"the input of {site} cannot be scaled: no weight makes its channels linearly")
+        weight, producer = node_of(linear.args[1]), scalable(graph, linear)
         if scale.shape != producer.rows.shape or not bool(((scale > 0) & scale.isfinite()).all()):
-            raise ValueError(f"scales of {site} are not {len(producer.rows)} positive numbers")
+            raise ValueError(f"scales of {site_of(linear)} are not {len(producer.rows)} positive numbers")
         tied = producer.tie(scale.double().log(), "mean").exp().float()
         scaled = {attribute_name(weight): attribute(graph, weight) * tied}
         set_attributes(graph, attributes(graph) | scaled | _divided(graph, producer, tied))

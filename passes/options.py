@@ -15,9 +15,13 @@ class Gptq:
 
 @dataclass(frozen=True, kw_only=True)
 class Awq:
-    """arXiv 2306.00978: `grid` exponents 0..1 of the mean magnitude; clips down to `min_clip` in `clip_steps`."""
+    """arXiv 2306.00978: exponents 0, 1/`grid`, .. of the mean magnitude; clips 1, 1 - 1/`clip_steps`, .. to `min_clip`.
+
+    The error of the outputs is measured on `rows` inputs drawn from all.
+    """
 
     grid: int = 20
+    rows: int = 512
     clip: bool = True
     min_clip: float = 0.5
     clip_steps: int = 20

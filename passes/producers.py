@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.fold_norm import num_readers
-from passes.graph import attribute, calls, int_of, is_attribute, is_call, node_of
+from passes.graph import attribute, calls, int_of, is_attribute, is_call, node_of, site_of
 
 aten = torch.ops.aten
 END = 2**63 - 1
@@ -48,6 +48,14 @@ def producer_of(graph: GraphModule, linear: Node) -> Producer | None:
     if found is None or any(num_readers(graph, node) != 1 for node in (found.weight, found.bias) if node is not None):
         return None
     return found
+
+
+def scalable(graph: GraphModule, linear: Node) -> Producer:
+    """What makes the input of `linear`. Raises ValueError, naming it, when nothing does."""
+    producer = producer_of(graph, linear)
+    if producer is None:
+        raise ValueError(f"the input of {site_of(linear)} cannot be scaled: no weight makes its channels linearly")
+    return producer
 
 
 def query_key_rows(graph: GraphModule, linear: Node) -> Tensor:

@@ -111,6 +111,7 @@ class AwqPart(Part):
     """As `passes.options.Awq`."""
 
     grid: int = Field(default=20, ge=1, le=1000)
+    rows: int = Field(default=512, ge=1, le=65536)
     clip: bool = True
     min_clip: float = Field(default=0.5, gt=0, le=1)
     clip_steps: int = Field(default=20, ge=1, le=1000)
