@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.calibration.states import Sample
+from pipeline.errors import UsageFault
 from pipeline.metrics.masked_nll import Floats, canvas_bits
 from pipeline.metrics.noise_grid import canvases
 from pipeline.metrics.probe import Probe
@@ -103,7 +104,7 @@ def choice_score(
     seed: int = 0,
     size: int = 64,
 ) -> ChoiceScore:
-    """Ask with `samples` masks an option, `size` canvases a pass; raises ValueError for an option without tokens."""
+    """Ask with `samples` masks an option, `size` canvases a pass; raises UsageFault for one that is too long."""
     right, margin = [], []
     for number, question in enumerate(asked):
         bits = option_bits(probe, tokenizer, settings, question, samples=samples, key=f"{seed}/{number}", size=size)
@@ -131,6 +132,10 @@ def option_bits(
         if not answer:
             raise ValueError(f"option {option!r} of {question.prompt!r} has no tokens")
         sample = Sample([*prompt, *answer, settings.eos_id], len(prompt))
+        if (length := len(sample.ids)) > settings.max_length:
+            raise UsageFault(
+                f"{question.prompt!r} with an option has {length} tokens; the model takes {settings.max_length}"
+            )
         for masked in stratified_masks(len(answer), samples, random.Random(f"{key}/{len(answer)}")):
             rows.append((sample, [len(prompt) + place for place in masked]))
             shares.append(len(masked) / len(answer))

@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import UsageFault
 from pipeline.metrics.choices import (
     WRONG,
     Question,
@@ -143,8 +145,10 @@ def test_score_counts_the_likeliest():
     assert score.margin.values[1] == pytest.approx(-np.mean(weights) * 5.0 / math.log(2))
 
 
-def test_an_option_without_tokens_is_refused():
+def test_an_option_without_tokens_or_with_too_many_is_refused():
     _, probe, _, _, settings = probes(shifted=False)
+    with pytest.raises(UsageFault, match="has 8 tokens; the model takes 7"):
+        choice_score(probe, tokenizer(), replace(settings, max_length=7), [QUESTION], samples=2)
     empty = Question(kind="copy", prompt="abc", options=("a", " "), right=0)
     with pytest.raises(ValueError, match="no tokens"):
         choice_score(probe, tokenizer(), settings, [empty], samples=2)
