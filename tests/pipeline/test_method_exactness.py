@@ -1,0 +1,66 @@
+"""What a method rewrites before it rounds anything leaves the float model's logits where they were."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from passes.graph import attributes
+from passes.methods import METHODS
+from pipeline.calibration.states import States
+from pipeline.capture import materialise
+from pipeline.models.checkpoint import Checkpoint, load_model
+from tests.exports import shared_root
+from tests.pipeline.fitted import SIZES, feeds_of, quick_recipe, random_checkpoint, random_states, rewritten_graph
+
+TOLERANCE = 1e-4  # of the largest logit; the rewriting itself is solved in float64 and stored in float32
+UNCHANGED = {"none", "rtn", "gptq"}  # methods that only round
+Case = tuple[Checkpoint, States, Tensor]
+
+
+def cases() -> list[tuple[str, tuple[int, int]]]:
+    """Every method with float activations and with integer ones, where it has both: only these get online nodes."""
+    chosen = {(4, 16), (4, 4)}
+    return [
+        (name, bits) for name in METHODS if name not in UNCHANGED for bits in sorted(chosen & METHODS[name].formats)
+    ]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """A model, canvases and the logits of the untouched model on them."""
+    root = shared_root(tmp_path_factory.getbasetemp()) / "random"
+
+    @cache
+    def made(name: str) -> Case:
+        checkpoint = random_checkpoint(name, root)
+        states = random_states(checkpoint)
+        ids, positions, kv_len, *_ = feeds_of(states)
+        with torch.no_grad():
+            return checkpoint, states, load_model(checkpoint).logits(ids, positions, kv_len)
+
+    return made
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("method", "bits"), cases(), ids=str)
+@torch.no_grad()
+def test_logits_stay(case: Callable[[str], Case], method: str, bits: tuple[int, int], name: str) -> None:
+    checkpoint, states, expected = case(name)
+    sets = ["attention.k_bits=4", "attention.v_bits=4"] if bits == (4, 4) else []
+    sets += ["linear.w_group=0"] if name == "odd" else []
+    whole, weights, changed = rewritten_graph(checkpoint, quick_recipe(method, bits, *sets), states)
+    assert changed
+    shapes = {key: (value.shape, value.dtype) for key, value in attributes(whole).items()}
+    assert shapes == {key: (value.shape, value.dtype) for key, value in weights.items()}
+    *_, found = materialise(whole, weights)(*feeds_of(states))
+    valid = torch.arange(found.shape[1])[None, :] < states.kv_len[:, None]
+    difference = (found - expected)[valid].abs().max() / expected[valid].abs().max()
+    assert difference <= TOLERANCE, f"{method} moves the logits by {float(difference):.2g}"
+
+
+def test_methods_that_only_round_rewrite_nothing() -> None:
+    names = set(METHODS) & UNCHANGED
+    assert {name for name, method in METHODS.items() if method.rewrite is METHODS["none"].rewrite} == names
