@@ -55,14 +55,14 @@ class Probe:
         self.original = original
 
     def observe(self, feeds: Feeds) -> Observation:
-        """One forward pass; raises ValidationFailed when anything in it is not finite."""
+        """One forward pass; raises ValidationFailed when a logit is not finite."""
         if self.graph is None:
             raise ValueError("this probe was closed")
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
             *record, logits, hidden = self.graph(*tensors)
-            if not (logits.isfinite().all() and hidden.isfinite().all()):
-                raise ValidationFailed("the model produced NaN or infinite logits or hidden states")
+            if not logits.isfinite().all():
+                raise ValidationFailed("the model produced NaN or infinite logits; nothing can be measured on it")
             return Observation(
                 record=Record(**{name: tensor.numpy() for name, tensor in zip(OUTPUTS, record, strict=True)}),
                 logits=logits.float() + torch.from_numpy(feeds.logit_bias),

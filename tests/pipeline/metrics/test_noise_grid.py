@@ -37,6 +37,8 @@ def test_masks_of_a_sample_depend_on_no_other():
     for row in range(12, 16):
         assert torch.equal(grid.states.input_ids[row, :length], other.states.input_ids[row, :length])
     assert not torch.equal(grid.states.masked, noise_grid(several, SETTINGS, levels=4, seed=2).states.masked)
+    twins = noise_grid([Sample([1] * 40, 2)] * 2, SETTINGS, levels=2).states.masked
+    assert not torch.equal(twins[0], twins[2])
 
 
 def test_samples_are_taken_until_there_are_enough():
