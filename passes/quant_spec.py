@@ -33,6 +33,11 @@ class AttentionSpec:
     prob_bits: int = 16
     prob_scale: Literal["unit", "row"] = "unit"
 
+    @property
+    def is_float(self) -> bool:
+        """Whether every operand has 16 bits."""
+        return min(self.k_bits, self.v_bits, self.prob_bits) >= 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:

@@ -8,6 +8,7 @@ from passes.base import Pass
 from passes.fit import Fit
 from passes.insert_fake_quant import InsertFakeQuant
 from passes.quant_spec import QuantPlan
+from passes.quantize_attention import QuantizeAttention
 from passes.quantize_weights import QuantizeWeights, nearest
 from passes.store_half import StoreHalf
 
@@ -48,7 +49,8 @@ class Method:
 
     def finishing(self, plan: QuantPlan, fit: Fit) -> list[Pass]:
         """What every method ends with: activations on their grids, and 16 bits for what stays float."""
-        return [InsertFakeQuant(plan, fit.numbers), StoreHalf(embedding_bits=plan.embedding_bits)]
+        attention: list[Pass] = [] if plan.attention.is_float else [QuantizeAttention(plan)]
+        return [InsertFakeQuant(plan, fit.numbers), *attention, StoreHalf(embedding_bits=plan.embedding_bits)]
 
     def passes(self, plan: QuantPlan, fit: Fit | None = None) -> list[Pass]:
         """Float graph to simulated quantised graph, all at once."""
