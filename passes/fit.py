@@ -43,8 +43,12 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """`samples` are None on shapes alone and for methods without calibration; `numbers` are filled on weights."""
+    """`samples` are None on shapes alone and for methods without calibration; `numbers` are filled on weights.
+
+    `tensors` are what a method's rewriting leaves for its solving; they go with the piece.
+    """
 
     samples: Samples | None = None
     seed: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
