@@ -22,7 +22,7 @@ from passes.solvers.greedy_rotation import greedy_rotation
 from passes.solvers.zigzag import zigzag
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
-ROWS = 512  # calibration rows a site: the largest, since it is the largest value that each step lowers
+ROWS = 256  # calibration rows a site: the largest, since it is the largest value that each step lowers
 
 PART = 4096  # rows of a weight turned at a time: `rotate` works in float64
 

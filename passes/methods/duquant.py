@@ -1,0 +1,54 @@
+"""DuQuant (arXiv 2406.01721): smoothed, rotated block by block, dealt out by zigzag, rotated again; constant clips.
+
+Attention's operands are left to their own options: the paper's code quantises them, too. With rounded weights (the
+default) the constant clip is theirs; GPTQ searches its own.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from passes.base import Pass
+from passes.clip_activations import ClipActivations
+from passes.fit import Fit
+from passes.insert_rotation import InsertRotation
+from passes.methods.gptq import solve_by_gptq
+from passes.methods.method import INTEGER, Method
+from passes.quant_spec import QuantPlan, QuantSpec
+from passes.quantize_weights import QuantizeWeights
+from passes.smooth_scales import SmoothScales
+from passes.solvers.grid import Grid
+from passes.solvers.nearest import round_to_nearest
+
+
+def _rewrite(plan: QuantPlan, fit: Fit) -> list[Pass]:
+    options, blocks = plan.options.duquant, replace(plan, head=None)
+    return [
+        SmoothScales(blocks, fit, alpha=options.alpha),
+        InsertRotation(blocks, fit, block=options.block, steps=options.steps),
+        ClipActivations(blocks, fit, options.a_clip),
+    ]
+
+
+def _solve(plan: QuantPlan, fit: Fit) -> list[Pass]:
+    options = plan.options.duquant
+    if options.weights == "gptq":
+        return solve_by_gptq(plan, fit, clip=True)
+
+    def clipped(site: str, weight: Tensor, spec: QuantSpec) -> Grid:
+        rows, inner = weight.shape
+        clip = torch.full((rows, inner // (spec.w_group or inner)), options.w_clip, device=weight.device)
+        return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric, clip=clip)
+
+    return [QuantizeWeights(plan, clipped)]
+
+
+METHOD = Method(
+    name="duquant",
+    summary="smoothing, learned block rotations and a zigzag permutation",
+    needs_calibration=True,
+    formats=INTEGER,
+    rewrite=_rewrite,
+    solve=_solve,
+)
