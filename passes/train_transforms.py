@@ -25,7 +25,6 @@ from passes.options import FlatQuant
 from passes.producers import producer_of
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
-from passes.solvers.kronecker import factors
 from passes.solvers.smooth import smoothing_scale
 
 LAST_RATE = 1e-3  # the rate at the end of the cosine, as a share of the first
@@ -86,7 +85,8 @@ class TrainTransforms:
         width = float_weight(graph, linear).shape[1]
         producer = producer_of(graph, linear)
         if producer is None or producer.through != "attention":
-            return factors(width)
+            left = next(size for size in range(math.isqrt(width), 0, -1) if width % size == 0)
+            return left, width // left
         attention = node_of(node_of(node_of(linear.args[0]).args[0]).args[0])  # flatten(transpose(attention))
         sizes = node_of(node_of(attention.args[2]).args[0]).args[2]  # transpose(unflatten(v, -1, [J, C]))
         assert isinstance(sizes, list | tuple), sizes
