@@ -36,6 +36,7 @@ from pipeline.recipe import Recipe
 from plugins.int4 import pack_int4, unpack_int4
 
 CONSTANTS = "constants"
+ABOUT = "about"
 
 
 def check_format(recipe: Recipe) -> None:
@@ -127,11 +128,16 @@ def write_weights(
             save_file(
                 {n: pack_int4(t) if n in packed else t.contiguous() for n, t in attributes(graph).items()},
                 folder / f"{piece.name}.safetensors",
-                {"packed": "\n".join(sorted(packed)), "numbers": json.dumps(fit.numbers, sort_keys=True)},
+                _metadata(packed, fit.numbers),
             )
             on_piece(piece.name)
-    save_file(constants(config), folder / f"{CONSTANTS}.safetensors", {"packed": "", "numbers": "{}"})
+    save_file(constants(config), folder / f"{CONSTANTS}.safetensors", _metadata(set(), {}))
     return dict(changed)
+
+
+def _metadata(packed: set[str], numbers: Mapping[str, float]) -> dict[str, str]:
+    """One key alone: safetensors writes several in any order, and equal weights are to give equal files."""
+    return {ABOUT: json.dumps({"packed": sorted(packed), "numbers": dict(numbers)}, sort_keys=True)}
 
 
 def _stream(states: States | None, config: ModelConfig, means: Means | None) -> AbstractContextManager[Stream | None]:
@@ -173,8 +179,9 @@ class Weights:
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 self._files |= dict.fromkeys(file.keys(), path)
-                self._packed |= set(file.metadata()["packed"].split("\n"))
-                self.numbers |= json.loads(file.metadata()["numbers"])
+                about = json.loads(file.metadata()[ABOUT])
+            self._packed |= set(about["packed"])
+            self.numbers |= about["numbers"]
 
     @property
     def names(self) -> set[str]:
