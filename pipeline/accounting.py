@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from pipeline.bundle import FormatSize
 from pipeline.capture import pieces
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe, linear_names
 
-CODES, SCALE, HALF = "codes", "w_scale", "weight_half"
+CODES, HALF = "codes", "weight_half"
+GRID = ("w_scale", "w_zero", "w_sum")
+NORM_OR_BIAS = ("weight", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +34,14 @@ def take_account(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Ac
     _check_formats(checkpoint, recipe, weights)
     sizes: dict[tuple[str, str], list[int]] = {}
     for name in sorted(weights.names):
-        part, kind = _part(name), _format(name, recipe)
         stored = weights.stored(name)
+        part, kind = _part(name), _format(name, recipe, stored.dtype)
         elements = stored.numel() * (2 if weights.is_packed(name) else 1)
         row = sizes.setdefault((part, kind), [0, 0, 0])
         row[0] += 1
         row[1] += stored.nbytes
-        # Scales and sums exist only because of quantisation: at 16 bits they would not be there.
-        row[2] += 0 if name.rpartition(".")[2] in (SCALE, "w_sum") or part == "constants" else 2 * elements
+        # Grids and transforms exist only because of quantisation: at 16 bits they would not be there.
+        row[2] += 2 * elements if name.rpartition(".")[2] in (CODES, HALF, *NORM_OR_BIAS) else 0
     leaves = [name.rpartition(".")[2] for name in weights.names if name.startswith("blocks.")]
     read = {name for piece in pieces(checkpoint.config) for name in piece.weights}
     return Account(
@@ -73,19 +77,22 @@ def _part(name: str) -> str:
         return "constants"
     if site in ("embed", "head"):
         return {"embed": "embedding", "head": "head"}[site]
-    return "linears" if leaf in (CODES, SCALE, HALF, "w_sum") else "norms and biases"
+    if leaf in (CODES, HALF, *GRID):
+        return "linears"
+    return "norms and biases" if leaf in NORM_OR_BIAS else "transforms"
 
 
-def _format(name: str, recipe: Recipe) -> str:
+def _format(name: str, recipe: Recipe, dtype: torch.dtype) -> str:
     site, _, leaf = name.rpartition(".")
     if leaf == HALF:
         return "fp16"
-    if leaf not in (CODES, SCALE, "w_sum"):
-        return "fp32"
+    if leaf not in (CODES, *GRID):
+        return str(dtype).removeprefix("torch.").replace("float", "fp")
     if site in ("embed", "head"):
         return "int8 per row" if site == "embed" else "int8 per channel, activations int8 per token"
     part = recipe.linear
-    weights = f"int{part.w_bits} {f'group {part.w_group}' if part.w_group else 'per channel'}"
+    skewed = "" if part.w_symmetric else " asymmetric"
+    weights = f"int{part.w_bits}{skewed} {f'group {part.w_group}' if part.w_group else 'per channel'}"
     grid = "" if part.symmetric else " asymmetric"
     groups = f"group {part.a_group}" if part.a_group else "per token"
     return weights + (f", activations int{part.a_bits}{grid} {groups}" if part.a_bits < 16 else "")

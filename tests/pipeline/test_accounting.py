@@ -11,6 +11,7 @@ from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
+from tests.pipeline.fitted import quick_recipe, random_checkpoint, random_states
 
 Made = Callable[..., Path]
 
@@ -18,6 +19,7 @@ RECIPES = {
     "fp16": load_recipe("fp16"),
     "w8a8": load_recipe("rtn-w8a8", ["embedding.bits=8"]),
     "w4a16": load_recipe("rtn-w4a16", ["linear.w_group=32"]),
+    "zeros": load_recipe("rtn-w4a16", ["linear.w_group=32", "linear.w_symmetric=false"]),
     "w4a4": load_recipe("rtn-w4a4", ["skip=['*.down_proj']"]),
     "asymmetric": load_recipe("rtn-w4a4", ["linear.symmetric=false"]),
 }
@@ -33,6 +35,7 @@ FORMATS = {
         "head": "int8 per channel, activations int8 per token",
         "linears": "int4 group 32",
     },
+    "zeros": {"linears": "int4 asymmetric group 32"},
     "w4a4": {"linears": "int4 per channel, activations int4 per token"},
     "asymmetric": {"linears": "int4 per channel, activations int4 asymmetric per token"},
 }
@@ -60,6 +63,18 @@ def test_every_weight_is_counted_once(model: Made, name: str, tmp_path: Path) ->
     assert FORMATS[name].items() <= found
     assert ("norms and biases", "fp32") in found
     assert (("linears", "fp16") in found) == bool(kept)
+
+
+def test_transforms_are_a_part_that_16_bits_would_not_have(tmp_path: Path) -> None:
+    checkpoint, recipe = random_checkpoint("grouped", tmp_path), quick_recipe("duquant", (4, 4))
+    write_weights(checkpoint, recipe, tmp_path, states=random_states(checkpoint), on_piece=lambda _: None)
+    weights = Weights(tmp_path)
+    account = take_account(checkpoint, recipe, weights)
+    assert sum(row.size_bytes for row in account.formats) == sum(weights.stored(n).nbytes for n in weights.names)
+    transforms = {row.format: row for row in account.formats if row.part == "transforms"}
+    assert transforms.keys() == {"fp32", "int64"}  # blocks and the order of their channels
+    assert all(row.size_bytes > 0 and row.fp16_bytes == 0 for row in transforms.values())
+    assert sum(row.tensors for row in account.formats) == len(weights.names)
 
 
 def test_a_tied_model_counts_its_head_as_it_is_stored(model: Made, tmp_path: Path) -> None:
