@@ -38,6 +38,8 @@ INSTALLED_BY = {
         "dllmc[export]",
     ),
     **dict.fromkeys(("huggingface_hub", "datasets"), "dllmc[hf]"),
+    "matplotlib": "dllmc[study]",
+    "ray": "dllmc[ray]",
 }
 # How libraries say in words what Python says with MemoryError and ENOSPC.
 NO_MEMORY_WORDS = (

@@ -4,24 +4,18 @@ Every stage works in `DIR.work` and is remembered there with a fingerprint of al
 command goes on where the last one stopped. `DIR` appears by one rename at the end.
 """
 
-import hashlib
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-import passes
-import pipeline
-import plugins
 from passes.methods import METHODS
 from pipeline.accounting import take_account
-from pipeline.bundle import BundleParts, bundle, made_with
+from pipeline.bundle import BundleParts, bundle
 from pipeline.calibrate import collect_stats
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import source_digest
@@ -29,7 +23,8 @@ from pipeline.calibration.states import States
 from pipeline.calibration.stream import Means
 from pipeline.capture import pieces
 from pipeline.errors import UsageFault
-from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, canonical_json, os_faults
+from pipeline.fingerprint import code_digest, digest_of, model_digest
+from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, os_faults
 from pipeline.licence import Licence, read_licence
 from pipeline.lower import write_onnx
 from pipeline.models import resolve
@@ -219,7 +214,7 @@ def export(
             means=Means(workers=workers, folder=work.path / CACHE if cache_on_disk else None),
         )
         start, stop = STAGES.index(first or STAGES[0]), STAGES.index(last or STAGES[-1])
-        digest = _digest(checkpoint)
+        digest = model_digest(checkpoint)
         for name in STAGES[:start]:
             _require(job, name, digest)
         named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
@@ -234,22 +229,12 @@ def export(
 def _fingerprint(job: Job, name: str, digest: str) -> str:
     """Of all that decides what a stage makes: model, versions, our own code, and its part of the recipe."""
     recipe = job.recipe.model_dump(mode="json")
-    settings: list[object] = [VERSION, platform.python_version(), made_with(), _sources(), name, digest]
+    settings: list[object] = [code_digest(), name, digest]
     settings.append({key: recipe[key] for key in READS.get(name, recipe)})
     settings.append(source_digest(job.recipe.calibration.source))
     if name in ("validate", "build", "bundle"):
         settings.append(job.validated)
-    return hashlib.sha256(canonical_json(settings)).hexdigest()
-
-
-@cache
-def _sources() -> str:
-    """SHA-256 over our own code: a stage made by other code is made again."""
-    rooms = [Path(module.__path__[0]) for module in (pipeline, passes, plugins)]
-    digest = hashlib.sha256()
-    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest_of(settings)
 
 
 def _require(job: Job, name: str, digest: str) -> None:
@@ -270,18 +255,6 @@ def _run(job: Job, name: str, digest: str, report: Progress) -> None:
         files = ROAD[name](job, stage)
     if name != "bundle":  # what it leaves is the published folder
         job.work.mark_done(name, fingerprint, files)
-
-
-def _digest(checkpoint: Checkpoint) -> str:
-    """Of small files the content, of large ones size and time of change: a model is never read again for this."""
-    parts: list[object] = []
-    with os_faults("cannot read the model", reads=checkpoint.folder):
-        for path in sorted(path for path in checkpoint.folder.iterdir() if path.is_file()):
-            status = path.stat()
-            small = status.st_size < 1 << 24
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if small else status.st_mtime_ns
-            parts.append([path.name, status.st_size, content])
-    return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def _counter(stage: Stage, total: int, unit: str) -> Callable[[str], None]:

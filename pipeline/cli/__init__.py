@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("pipeline.cli.run", "command", "Generate text from a bundle."),
     "eval": Entry("pipeline.cli.evaluate", "command", "Measure exact match of a model or a bundle on a task."),
     "outliers": Entry("pipeline.cli.outliers", "command", "Show what stands out in the inputs of every linear."),
+    "study": Entry("pipeline.cli.study", "command", "Compare quantisation methods on models, task by task."),
     "verify": Entry("pipeline.cli.verify", "command", "Find changed, missing and extra files of a bundle."),
     "inspect": Entry("pipeline.cli.inspect", "command", "Show formats and sizes of a bundle without loading it."),
     "recipe": Entry("pipeline.cli.recipe", "command", "Show the built-in recipes and what they resolve to."),

@@ -1,0 +1,192 @@
+"""From outcomes to figures: seeds of one method joined sample by sample, everything paired with full precision.
+
+A row stands for one model, method, bits and kind of states. Where it has several seeds, each sample's values are their
+mean, so an interval tells of the samples alone; `seeds` tells what each seed gave.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.metrics.bootstrap import Interval, non_inferior, paired
+from pipeline.metrics.free_run import FreeRun
+from pipeline.metrics.free_running import free_running
+from pipeline.metrics.sums import Sums
+from pipeline.study.grid import BITS, FULL, Cell
+
+MARGIN = 0.01  # of exact match: a point
+Outcome = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the tables; `sums` by figure, in the order of the samples, empty where `reason` says why."""
+
+    model: str
+    method: str
+    bits: str
+    states: str
+    reason: str = ""
+    seeds: tuple[int, ...] = ()
+    sums: dict[str, Sums] = field(default_factory=dict)
+    by_seed: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What methods compete in."""
+        return self.model, self.bits
+
+
+def figures(outcome: Outcome, full: Outcome) -> dict[str, Sums]:
+    """Every figure of one cell, by name; those of free runs are against the run of full precision."""
+    tasks = outcome["tasks"]
+    found: dict[str, Sums] = {}
+    for task, read in READERS.items():
+        if task in tasks:
+            found |= read(tasks[task])
+    if "match" in tasks and outcome is not full:
+        runs = [FreeRun.of_json(each["tasks"]["match"]["run"]) for each in (full, outcome)]
+        free = free_running(runs[0], runs[1], tasks["match"]["eos_id"])
+        found |= {"same_tokens": free.tokens, "same_answers": free.identical, "same_steps": free.steps}
+    return found
+
+
+def _nll(task: Any) -> dict[str, Sums]:
+    levels = {f"nll.{number}": Sums.of_json(each) for number, each in enumerate(task["by_level"], start=1)}
+    return {"nll": Sums.of_json(task["bits"])} | levels
+
+
+def _agreement(task: Any) -> dict[str, Sums]:
+    return {name: Sums.of_json(task[name]) for name in ("argmax", "kl")}
+
+
+def _match(task: Any) -> dict[str, Sums]:
+    score = task["score"]
+    kinds = {f"match.{kind}": Sums.of_json(each) for kind, each in score["kinds"].items()}
+    return {"match": Sums.of_json(score["total"]), "nfe": Sums.of_json(score["nfe"])} | kinds
+
+
+def _choice(task: Any) -> dict[str, Sums]:
+    kinds = {f"choice.{kind}": Sums.of_json(each) for kind, each in task["kinds"].items()}
+    return {"choice": Sums.of_json(task["right"]), "margin": Sums.of_json(task["margin"])} | kinds
+
+
+def _trajectory(task: Any) -> dict[str, Sums]:
+    """Errors as shares of the reference's power, at each step and over all."""
+    found: dict[str, Sums] = {}
+    for way in ("free", "forced"):
+        steps = [_share(error, power) for error, power in zip(task[way]["by_step"], task[way]["power"], strict=True)]
+        found |= {f"{way}.{number}": each for number, each in enumerate(steps, start=1)}
+        found[way] = Sums(
+            values=tuple(map(sum, zip(*(each.values for each in steps), strict=True))),
+            weights=tuple(map(sum, zip(*(each.weights for each in steps), strict=True))),
+        )
+    return found
+
+
+def _share(error: Any, power: Any) -> Sums:
+    return Sums(values=tuple(error["values"]), weights=tuple(power["values"]))
+
+
+READERS: dict[str, Callable[[Any], dict[str, Sums]]] = {
+    "nll": _nll,
+    "agreement": _agreement,
+    "match": _match,
+    "choice": _choice,
+    "trajectory": _trajectory,
+}
+
+
+def joined(sums: Sequence[Sums]) -> Sums:
+    """The mean of several seeds, sample by sample."""
+    return Sums(
+        values=tuple(statistics.fmean(each) for each in zip(*(one.values for one in sums), strict=True)),
+        weights=tuple(statistics.fmean(each) for each in zip(*(one.weights for one in sums), strict=True)),
+    )
+
+
+def rows(measured: Iterable[tuple[Cell, Outcome]], impossible: Iterable[tuple[Cell, str]]) -> list[Row]:
+    """One row for all seeds of a method, in the order of the grid; full precision comes first for each model."""
+    groups: dict[tuple[str, str, str, str], list[tuple[Cell, Outcome]]] = {}
+    why: dict[tuple[str, str, str, str], str] = {}
+    full: dict[str, Outcome] = {}
+    for cell, outcome in measured:
+        groups.setdefault(_key(cell), []).append((cell, outcome))
+        full.setdefault(cell.model, outcome)
+    for cell, reason in impossible:
+        groups.setdefault(_key(cell), [])
+        why[_key(cell)] = reason
+    return [_row(key, members, full.get(key[0]), why.get(key, "")) for key, members in groups.items()]
+
+
+def _key(cell: Cell) -> tuple[str, str, str, str]:
+    return cell.model, cell.method, cell.bits, cell.states
+
+
+def _row(
+    key: tuple[str, str, str, str], members: Sequence[tuple[Cell, Outcome]], full: Outcome | None, reason: str
+) -> Row:
+    failed = [f"seed {cell.seed}: {outcome['failed']}" for cell, outcome in members if "failed" in outcome]
+    model, method, bits, states = key
+    if reason or failed or full is None:
+        return Row(model=model, method=method, bits=bits, states=states, reason=reason or "; ".join(failed))
+    found = [figures(outcome, full) for _, outcome in members]
+    shared = [name for name in found[0] if all(name in each for each in found)]  # free runs may end at other steps
+    first = members[0][1]
+    return Row(
+        model=model,
+        method=method,
+        bits=bits,
+        states=states,
+        seeds=tuple(cell.seed for cell, _ in members),
+        sums={name: joined([each[name] for each in found]) for name in shared},
+        by_seed={name: [each[name].mean for each in found] for name in shared},
+        facts={name: first[name] for name in ("linears", "size_bytes", "runs_in") if name in first},
+    )
+
+
+def beats(first: Row, second: Row) -> Interval:
+    """Bits a masked token of `first` less those of `second`: an interval below 0 says that `first` is better."""
+    return paired(second.sums["nll"], first.sums["nll"])
+
+
+def ranks(all_rows: Sequence[Row]) -> dict[int, int]:
+    """Rank by place in `all_rows`: 1 + how many methods of the same model and bits are better at 95 %."""
+    measured = [number for number, row in enumerate(all_rows) if "nll" in row.sums and row.bits in BITS]
+    return {
+        number: 1
+        + sum(
+            beats(all_rows[other], all_rows[number]).high < 0
+            for other in measured
+            if other != number and all_rows[other].place == all_rows[number].place
+        )
+        for number in measured
+    }
+
+
+def as_table(all_rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON: means, what each seed gave, and paired intervals against full precision."""
+    full = {row.model: row for row in all_rows if row.method == FULL}
+    rank = ranks(all_rows)
+    return [_line(row, full[row.model], rank.get(number)) for number, row in enumerate(all_rows)]
+
+
+def _line(row: Row, full: Row, rank: int | None) -> dict[str, Any]:
+    line: dict[str, Any] = {name: getattr(row, name) for name in ("model", "method", "bits", "states")}
+    if row.reason:
+        return line | {"reason": row.reason}
+    measured: dict[str, Any] = {}
+    for name, sums in row.sums.items():
+        measured[name] = {"mean": sums.mean, "count": sums.count}
+        if len(row.seeds) > 1:
+            measured[name]["seeds"] = row.by_seed[name]
+        if row is not full and name in full.sums:
+            measured[name]["against_full"] = asdict(paired(full.sums[name], sums))
+    if "match" in measured and row is not full:
+        interval = Interval(**measured["match"]["against_full"])
+        measured["match"]["not_inferior"] = non_inferior(interval, MARGIN, higher_is_better=True)
+    return line | row.facts | {"seeds": len(row.seeds), "rank": rank, "measured": measured}
