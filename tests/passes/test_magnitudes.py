@@ -13,7 +13,8 @@ from passes.observe import Observed
 from passes.quant_spec import QuantPlan, QuantSpec
 from pipeline.capture import capture_whole
 from tests.passes.blocks import ROWS, SITES, block, samples
-from tests.passes.samples import Listed
+from tests.passes.samples import Listed, listed
+from tests.passes.sketch import Sketch
 from tests.pipeline.random_models import tiny
 
 PLAN = QuantPlan(linear=QuantSpec(w_bits=4), head=QuantSpec(w_bits=8, a_bits=8))
@@ -96,6 +97,16 @@ def test_padding_may_hold_anything() -> None:
         batch.inputs[0][~batch.valid] *= -1e4
     found = magnitudes(graph, given)
     assert all(torch.allclose(found[site].amax, wanted[site].amax, rtol=1e-5) for site in SITES)
+
+
+def test_padding_need_not_be_finite() -> None:
+    sketch = Sketch()
+    graph = sketch.output(sketch.linear(sketch.input("x"), "site", torch.randn(3, 4)))
+    x = torch.randn(2, 5, 4)
+    x[:, -1] = torch.inf
+    given = listed((x,), padding=1)
+    assert torch.equal(magnitudes(graph, given)["site"].amax, x[:, :4].abs().amax((0, 1)))
+    assert bool(sample_rows(graph, given, limit=99, seed=0)["site"].isfinite().all())
 
 
 def test_linears_at_hand_are_those_of_the_plan() -> None:
