@@ -70,6 +70,7 @@ def test_blank_lines_part_paragraphs_and_else_lines_are_texts(tmp_path: Path) ->
     path = tmp_path / "text.txt"
     assert read(path, "one\ntwo \n\n \n\nthree\n") == [(None, "one\ntwo"), (None, "three")]
     assert read(path, "one\r\ntwo\r\n\r\nthree\r\n") == [(None, "one\ntwo"), (None, "three")]
+    assert read(path, "one\ntwo\n \t\nthree") == [(None, "one\ntwo"), (None, "three")]
     assert read(path, "one\ntwo\n") == [(None, "one"), (None, "two")]
     assert read(path, "\n\none\ntwo\n\n") == [(None, "one"), (None, "two")]
     assert read(path, "\ufeffone\r\ntwo") == [(None, "one"), (None, "two")]
