@@ -29,5 +29,6 @@ class ClampWeights:
             groups = torch.unflatten(weight, 1, (-1, spec.w_group or weight.shape[1]))
             limit = groups.abs().amax(dim=-1, keepdim=True) * ratios[..., None]
             clamped[attribute_name(node_of(linear.args[1]))] = groups.clamp(-limit, limit).flatten(1)
-        set_attributes(graph, attributes(graph) | clamped)
+        if clamped:
+            set_attributes(graph, attributes(graph) | clamped)
         return len(clamped)
