@@ -24,6 +24,7 @@ from passes.lowering import LOWERING
 from passes.methods import METHODS
 from passes.methods.method import Method
 from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
+from passes.quantize_weights import planned
 from passes.store_half import HalfRangeError
 from pipeline.calibrate import float_pieces
 from pipeline.calibration.states import States
@@ -153,6 +154,8 @@ def _quantise(graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, str
     if stream is not None and inside and method.inputs == "float":
         stream.compute(graph)
     changed.update(run(graph, method.solving(plan, fit), check_quantized))
+    if left := [site for _, site, _ in planned(graph, plan)]:
+        raise RuntimeError(f"method {method.name} left in float what the recipe quantises: {', '.join(left)}")
     if stream is not None and inside:
         if method.inputs == "quantized":
             stream.compute(graph)

@@ -1,0 +1,135 @@
+"""Every method at every format quantises every linear, and its lowered graph computes what was simulated.
+
+Weights come from the real stage, block by block; the whole graphs are made on shapes, as they are for an export.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+from passes.base import Pass, run
+from passes.fit import Fit
+from passes.graph import attributes, calls, is_call, node_of, site_of
+from passes.invariants import check_lowered
+from passes.lowering import LOWERING
+from passes.methods import METHODS
+from passes.quant_spec import QuantPlan
+from passes.quantize_weights import QuantizeWeights, nearest
+from pipeline.accounting import take_account
+from pipeline.calibration.states import States
+from pipeline.capture import materialise
+from pipeline.lower import simulated_graph
+from pipeline.models.checkpoint import Checkpoint
+from pipeline.quantize import Weights, write_weights
+from pipeline.recipe import Recipe, linear_names
+from tests.passes.lockstep import assert_lowered_equals_simulated
+from tests.passes.sketch import copy_of
+from tests.pipeline.fitted import feeds_of, quick_recipe, random_checkpoint, random_states
+
+aten, ops = torch.ops.aten, torch.ops.dllmc
+Bits = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model as one recipe quantises it: sidecar files, and the whole graphs on shapes."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    states: States
+    weights: Weights
+    simulated: GraphModule
+    lowered: GraphModule
+
+
+Quantised = Callable[[str, Bits, str], Case]
+
+
+def cases() -> list[tuple[str, Bits, str]]:
+    """Every method and format, on one family or the other."""
+    return [
+        (name, bits, ("grouped", "llada")[index % 2])
+        for name, method in METHODS.items()
+        for index, bits in enumerate(sorted(method.formats - {(16, 16)}))
+    ]
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    """A case, made once."""
+    root = tmp_path_factory.mktemp("quantised")
+
+    @cache
+    def made(method: str, bits: Bits, family: str) -> Case:
+        checkpoint = random_checkpoint(family, root / "models")
+        recipe, states = quick_recipe(method, bits), random_states(checkpoint)
+        folder = root / f"{method}-w{bits[0]}a{bits[1]}-{family}"
+        write_weights(checkpoint, recipe, folder, states=states, on_piece=lambda _: None)
+        weights = Weights(folder)
+        simulated = simulated_graph(checkpoint.config, recipe, weights.numbers)
+        lowered = copy_of(simulated)
+        run(lowered, LOWERING, check_lowered)
+        return Case(checkpoint, recipe, states, weights, simulated, lowered)
+
+    return made
+
+
+@pytest.mark.parametrize(("method", "bits", "family"), cases(), ids=str)
+def test_every_linear_is_quantised(quantised: Quantised, method: str, bits: Bits, family: str) -> None:
+    case, config = quantised(method, bits, family), quantised(method, bits, family).checkpoint.config
+    linears = list(calls(case.simulated, aten.linear.default))
+    assert [site_of(linear) for linear in linears] == [*linear_names(config), "head"]
+    assert len(linears) == 4 * config.num_layers + 1
+    for linear in linears:
+        w_bits, a_bits = (8, 8) if site_of(linear) == "head" else bits
+        assert is_call(linear.args[1], ops.dequantize.default)
+        assert node_of(linear.args[1]).args[2] == w_bits
+        assert is_call(linear.args[0], ops.fake_quant.default) == (a_bits < 16)
+        assert a_bits == 16 or node_of(linear.args[0]).args[1] == a_bits
+    account = take_account(case.checkpoint, case.recipe, case.weights)
+    assert (account.linears_quantised, account.linears_kept) == (4 * config.num_layers, 0)
+    assert account.tensors_used == account.tensors_total
+
+
+@pytest.mark.parametrize(("method", "bits", "family"), cases(), ids=str)
+@torch.no_grad()
+def test_what_is_lowered_is_what_was_simulated(quantised: Quantised, method: str, bits: Bits, family: str) -> None:
+    case = quantised(method, bits, family)
+    stored = case.weights.all()
+    kinds = {name: (value.shape, value.dtype) for name, value in stored.items()}
+    assert kinds == {name: (value.shape, value.dtype) for name, value in attributes(case.lowered).items()}
+    assert not list(calls(case.lowered, ops.prepare.default)), "what a quantiser can do first stands outside it"
+    simulated, lowered = (materialise(copy_of(graph), stored) for graph in (case.simulated, case.lowered))
+    compared = assert_lowered_equals_simulated(simulated, lowered, feeds_of(case.states))
+    assert compared == (1 if bits[1] == 16 else 4 * case.checkpoint.config.num_layers + 1)
+
+
+class _Leave:
+    """Quantises all linears but one, as a wrong list of names would."""
+
+    def __init__(self, plan: QuantPlan, left: str) -> None:
+        self.edit = QuantizeWeights(replace(plan, skip=(*plan.skip, left)), nearest)
+
+    def __call__(self, graph: GraphModule) -> int:
+        return self.edit(graph)
+
+
+@pytest.mark.parametrize("left", ["blocks.*.attn.q_k_v_proj", "blocks.1.mlp.down_proj"])
+@pytest.mark.parametrize("bits", [(4, 4), (4, 16)], ids=str)
+def test_a_method_that_skips_a_linear_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Bits, left: str
+) -> None:
+    """The study's own GPTQ left q, k and v of LLaDA in 16 bits, and nothing said so."""
+
+    def solve(plan: QuantPlan, fit: Fit) -> list[Pass]:
+        return [_Leave(plan, left)]
+
+    monkeypatch.setitem(METHODS, "rtn", replace(METHODS["rtn"], solve=solve))
+    checkpoint = random_checkpoint("llada", tmp_path)
+    with pytest.raises(RuntimeError, match=f"method rtn left in float .*{left.replace('*', '0')}"):
+        write_weights(checkpoint, quick_recipe("rtn", bits), tmp_path / "weights", on_piece=lambda _: None)
