@@ -90,6 +90,8 @@ def _stopped(kind: type[BaseException], invocation: Invocation) -> int:
 
 
 def _left_behind(invocation: Invocation) -> str:
+    if invocation.command == "study":
+        return "; finished cells are kept, repeat the command to go on"
     return "; nothing was published, repeat the command to go on" if invocation.command in PUBLISHING else ""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.metrics.bootstrap import non_inferior, paired
-from pipeline.study.grid import FULL
+from pipeline.study.grid import FULL, short_name
 from pipeline.study.summary import MARGIN, Row, beats
 
 SIGNIFICANT = 0.04  # the study's class for a drop of exact match that matters
@@ -138,4 +138,4 @@ def _with_full(rows: Sequence[Row], bits: str) -> Iterator[tuple[Row, Row]]:
 
 
 def _named(row: Row) -> str:
-    return " ".join(part for part in (row.model.rpartition(":")[2], row.method, row.bits, row.states) if part)
+    return " ".join(part for part in (short_name(row.model), row.method, row.bits, row.states) if part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -57,9 +58,7 @@ class Cell:
     def label(self) -> str:
         """`tiny-llada gptq w4a4 noised seed 1`."""
         seed = f"seed {self.seed}" if self.states else ""
-        return " ".join(
-            part for part in (self.model.rpartition(":")[2], self.method, self.bits, self.states, seed) if part
-        )
+        return " ".join(filter(None, (short_name(self.model), self.method, self.bits, self.states, seed)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +104,11 @@ class Grid:
         if cell.states:
             sets += [f"calibration.states={cell.states}", f"calibration.seed={cell.seed}"]
         return parse_recipe(yaml.safe_dump(data), f"recipe {data['name']!r}", sets)
+
+
+def short_name(model: str) -> str:
+    """`tiny-llada` of `builtin:tiny-llada` and of `models/tiny-llada`."""
+    return Path(model.rpartition(":")[2]).name or model
 
 
 def known(names: Iterable[str], table: Iterable[str], what: str, option: str) -> None:

@@ -29,9 +29,13 @@ Outcome = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One cell to measure; `recipe` None is full precision, `fingerprint` stands for all that decides the outcome."""
+    """One cell to measure; `recipe` None is full precision, `fingerprint` stands for all that decides the outcome.
+
+    `source` is the cell's model wherever the work is done: builtin:NAME or an absolute path.
+    """
 
     cell: Cell
+    source: str
     recipe: Recipe | None
     tasks: tuple[str, ...]
     sizes: Sizes
@@ -67,7 +71,7 @@ def _measure(order: Order, scratch: Path, outcome: Outcome) -> None:
         outcome["seconds"][name] = round(time.perf_counter() - clock, 2)
         clock = time.perf_counter()
 
-    subject = Subject(order.cell.model, order.recipe, order.sizes, scratch)
+    subject = Subject(order.source, order.recipe, order.sizes, scratch)
     if order.recipe is not None:
         account = subject.account
         outcome["linears"] = {"quantised": account.linears_quantised, "kept": account.linears_kept}

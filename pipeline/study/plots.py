@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.folder import write_bytes
-from pipeline.study.grid import FULL
+from pipeline.study.grid import FULL, short_name
 
 Line = Mapping[str, Any]
 DOTS = 110
@@ -55,7 +55,7 @@ def _nll(lines: Sequence[Line]) -> bytes | None:
         # Near 0 linear, beyond logarithmic: formats differ by orders of magnitude, and a difference may be negative.
         panel.set_yscale("symlog", linthresh=0.01)
         panel.axhline(0, color="0.4", lw=0.8)
-        panel.set_title(model.rpartition(":")[2])
+        panel.set_title(short_name(model))
         panel.set_ylabel("bits a masked token beyond full precision")
     return _png(figure, panels[0][-1])
 
@@ -78,7 +78,7 @@ def _trajectory(lines: Sequence[Line]) -> bytes | None:
                         label = name if way == "forced" else None
                         panel.plot(range(1, len(steps) + 1), steps, ls=dash, ms=3, lw=1, label=label, **style)
             panel.set_yscale("log")
-            panel.set_title(f"{model.rpartition(':')[2]} {each}", fontsize=9)
+            panel.set_title(f"{short_name(model)} {each}", fontsize=9)
         row[0].set_ylabel("error / power")
     for panel in panels[-1]:
         panel.set_xlabel("denoising step (dotted: free-running)")

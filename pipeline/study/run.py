@@ -65,12 +65,12 @@ def make_plan(request: Request) -> Plan:
     """Every cell of the grid on every model, with its recipe checked against method and model."""
     request.grid.check()
     known(request.tasks, TASKS, "task", "--tasks")
-    tasks = tuple(task for task in TASKS if task in request.tasks)
     orders: list[Order] = []
     impossible: list[tuple[Cell, str]] = []
     for model in dict.fromkeys(request.models):
         checkpoint = open_checkpoint(resolve(model))
         files = model_digest(checkpoint)
+        source = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
         for cell in request.grid.cells(model):
             recipe = None
             try:
@@ -81,19 +81,21 @@ def make_plan(request: Request) -> Plan:
             except UsageFault as fault:
                 impossible.append((cell, str(fault)))
                 continue
-            orders.append(_order(request, cell, recipe, tasks, files))
+            orders.append(_order(request, cell, recipe, source, files))
     if impossible and all(order.recipe is None for order in orders):
         raise UsageFault(f"no cell of this study is possible: {impossible[0][1]}")
     return Plan(orders=tuple(orders), impossible=tuple(impossible))
 
 
-def _order(request: Request, cell: Cell, recipe: Recipe | None, tasks: tuple[str, ...], files: str) -> Order:
+def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, files: str) -> Order:
+    tasks = tuple(task for task in TASKS if task in request.tasks)
     settings = recipe.model_dump(mode="json") if recipe else None
     text = source_digest(recipe.calibration.source) if recipe and cell.states else ""
     threads, sizes = request.grid.threads, request.sizes
     decides = [code_digest(), files, text, vars(cell), settings, tasks, asdict(sizes), threads]
     return Order(
         cell=cell,
+        source=source,
         recipe=recipe,
         tasks=tasks,
         sizes=sizes,

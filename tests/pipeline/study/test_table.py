@@ -1,0 +1,89 @@
+"""The page and the pictures of a study hold every row and are the same for the same figures."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.study import plots
+from pipeline.study.findings import findings
+from pipeline.study.grid import Cell
+from pipeline.study.subject import Sizes
+from pipeline.study.summary import as_table, rows
+from pipeline.study.table import COLUMNS, markdown
+from tests.pipeline.study.outcomes import full, measured
+
+CELLS = [
+    full("builtin:a"),
+    measured("gptq", nll=0.2, right=0.95, model="builtin:a"),
+    measured("awq", nll=0.3, right=0.5, model="builtin:a"),
+]
+IMPOSSIBLE = [(Cell(model="builtin:a", method="quarot", bits="w4a16", states="noised"), "cannot | do\nthat")]
+
+
+def page(cells: list[Any] = CELLS, impossible: list[Any] = IMPOSSIBLE) -> dict[str, Any]:
+    found = rows(cells, impossible)
+    return {"rows": as_table(found), "findings": findings(found), "sizes": asdict(Sizes())}
+
+
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_every_row_stands_in_the_table() -> None:
+    text = markdown(page(), ["nll.png"])
+    lines = table_rows(text)
+    head = lines[0]
+    assert head == ["bits", "method", "states", "seeds", "rank", *COLUMNS]
+    by_method = {line[1]: dict(zip(head, line, strict=True)) for line in lines[2:5]}
+    assert list(by_method) == ["full", "gptq", "awq"]
+    assert by_method["full"]["exact match %"] == "100.0"
+    assert by_method["full"]["argmax agrees"] == ""
+    assert by_method["gptq"]["exact match %"].startswith("95.0 (-5.0 [-")
+    assert by_method["gptq"]["exact match %"].endswith("!")
+    assert by_method["gptq"]["bits a masked token"].endswith("(+0.1000 [+0.1000, +0.1000])")
+    assert (by_method["gptq"]["rank"], by_method["awq"]["rank"]) == ("1", "2")
+    assert by_method["awq"]["argmax agrees"] == "75.00 %"
+    assert ["w4a4", "awq", "noised", "100.0", "0.0"] in lines
+    assert "- builtin:a quarot w4a16 noised: cannot \\| do that" in text
+    assert "![nll.png](nll.png)" in text
+    assert text == markdown(page(), ["nll.png"])
+
+
+def test_columns_of_tasks_that_were_not_asked_for_are_left_out() -> None:
+    cells = [full(), measured("gptq")]
+    for _, found in cells:
+        found["tasks"] = {"nll": found["tasks"]["nll"]}
+    text = markdown(page(cells, []), [])
+    assert table_rows(text)[0] == ["bits", "method", "states", "seeds", "rank", "bits a masked token"]
+    assert "Exact match by kind" not in text
+    assert "Not possible" not in text
+
+
+def test_every_table_has_one_width() -> None:
+    text = markdown(page(), [])
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            widths = {line.replace("\\|", "").count("|") for line in block.splitlines()}
+            assert len(widths) == 1, block
+
+
+def test_pictures_are_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines = as_table(rows(CELLS, IMPOSSIBLE))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert plots.draw(lines, tmp_path / name) == ["nll.png", "trajectory.png"]
+    for name in ("nll.png", "trajectory.png"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert first.startswith(b"\x89PNG")
+        assert first == second
+
+
+def test_pictures_without_figures_are_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "nll.png").write_bytes(b"of an earlier study")
+    assert plots.draw(as_table(rows([full()], [])), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
