@@ -32,6 +32,8 @@ def check_quantized(graph: GraphModule) -> None:
         quantised_weight = is_call(node.args[1], ops.dequantize.default)
         if quantised_input and not quantised_weight:
             raise ValueError(f"{site_of(node)} has quantised activations and a float weight")
+        if quantised_input and len(node_of(node.args[1]).args) > 4:
+            raise ValueError(f"{site_of(node)} has quantised activations and a weight with a zero point")
     for node in calls(graph, ops.dequantize.default):
         codes, scale, bits, _, *zero = node.args
         if not all(is_attribute(each) for each in (codes, scale, *zero)):

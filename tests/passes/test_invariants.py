@@ -59,6 +59,12 @@ def test_quantised_activations_need_quantised_weights() -> None:
             check_quantized(plain(fake=True, half=half))
 
 
+def test_integer_linears_have_symmetric_weights() -> None:
+    zero = torch.zeros(4, 1, dtype=torch.int8)
+    with pytest.raises(ValueError, match="head has quantised activations and a weight with a zero point"):
+        check_quantized(quantised(codes(), zero=zero))
+
+
 def test_codes_are_stored() -> None:
     graph = quantised(codes())
     (node,) = (node for node in graph.graph.nodes if node.target is ops.dequantize.default)
