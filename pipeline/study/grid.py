@@ -36,8 +36,6 @@ DECIDED = {
     "name": "--methods",
     "linear.w_bits": "--bits",
     "linear.a_bits": "--bits",
-    "linear.w_group": "--bits",
-    "linear.a_group": "--bits",
     "calibration.states": "--states",
     "calibration.seed": "--seeds",
     "threads": "--threads",

@@ -1,0 +1,150 @@
+"""The whole study on a small random model: every task, a kill at any moment, other engines, and the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.study import measure as measuring
+from pipeline.study import run
+from pipeline.study.tasks import TASKS
+
+pytest.importorskip("matplotlib")
+Made = Callable[..., Path]
+Out = pytest.CaptureFixture[str]
+
+ROOT = Path(__file__).parents[3]
+SIZES = ["--problems", "6", "--tokens", "60", "--questions", "2", "--masks", "2", "--trajectories", "2"]
+SETS = ["--set", "calibration.samples=8", "--set", "smoothquant.alpha=0.6"]
+GRID = ["--methods", "rtn,smoothquant", "--bits", "w4a4,w3a16", "--seeds", "1,w4a4=2", *SIZES, *SETS]
+FILES = ("study.json", "study.md", "nll.png")
+
+
+def words(source: Path, output: Path, *more: str) -> list[str]:
+    """A study of one task, which needs no export."""
+    return ["study", str(source), *GRID, "--tasks", "nll", "-o", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def source(model: Made) -> Path:
+    return model("llada", layers=1)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted run, in this process."""
+    output = tmp_path_factory.mktemp("study") / "out"
+    assert main(words(source, output)) == 0
+    return output
+
+
+def same(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in FILES)
+
+
+def test_every_task_is_measured(source: Path, tmp_path: Path, capsys: Out) -> None:
+    settings = ["--methods", "rtn", "--bits", "w4a4", *SIZES, *SETS[:2]]
+    assert main(["study", str(source), *settings, "-o", str(tmp_path / "out"), "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1] == {
+        "event": "result",
+        "folder": str(tmp_path / "out"),
+        "table": "study.md",
+        "figures": "study.json",
+    }
+    full, rtn = json.loads((tmp_path / "out/study.json").read_bytes())["rows"]
+    assert {"nll", "match", "choice"} <= set(full["measured"])
+    assert {"nll", "kl", "argmax", "match", "same_answers", "choice", "free", "forced"} <= set(rtn["measured"])
+    assert rtn["linears"] == {"quantised": 4, "kept": 0}
+    assert rtn["runs_in"] == "ort"
+    assert rtn["measured"]["match"]["count"] == 6
+    cells = [json.loads(path.read_bytes()) for path in (tmp_path / "out/cells").iterdir()]
+    assert {tuple(cell["seconds"]) for cell in cells} == {tuple(sorted(["quantise", "export", *TASKS]))}
+
+
+def test_the_table_has_every_cell_or_its_reason(whole: Path) -> None:
+    content = json.loads((whole / "study.json").read_bytes())
+    found = [(row["method"], row["bits"], row.get("seeds"), "reason" in row) for row in content["rows"]]
+    assert found == [
+        ("full", "float32", 1, False),
+        ("rtn", "w4a4", 1, False),
+        ("smoothquant", "w4a4", 2, False),
+        ("rtn", "w3a16", None, True),
+        ("smoothquant", "w3a16", None, True),
+    ]
+    assert "group" in content["rows"][3]["reason"]  # 128 does not divide this model's sizes
+    assert "smoothquant cannot do w3a16" in content["rows"][4]["reason"]
+    first, second = content["rows"][2]["measured"]["nll"]["seeds"]
+    assert first != second
+    assert str(whole.parent) not in (whole / "study.json").read_text()
+
+
+def test_a_repeated_study_measures_nothing(
+    whole: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    before = {name: (whole / name).read_bytes() for name in FILES}
+
+    def never(order: object) -> dict[str, object]:
+        raise AssertionError("this cell was measured before")
+
+    monkeypatch.setattr(run, "measure", never)
+    assert main(words(source, whole)) == 0
+    assert "4 of 4 cells done before, reused" in capsys.readouterr().err
+    assert {name: (whole / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize("change", ["tokens", "recipe", "code"])
+def test_cells_of_another_study_are_measured_again(
+    whole: Path, source: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"tokens": ["--tokens", "61"], "recipe": ["--set", "smoothquant.alpha=0.7"], "code": []}[change]
+    if change == "code":
+        monkeypatch.setattr(run, "code_digest", lambda: "other")
+    asked: list[str] = []
+
+    def counted(order: measuring.Order) -> dict[str, object]:
+        asked.append(order.cell.method)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure", counted)
+    assert main(words(source, whole, *more)) == 130
+    assert asked == (["rtn"] if change == "recipe" else ["full"])  # full precision has no recipe
+
+
+def test_a_study_that_is_killed_goes_on(whole: Path, source: Path, tmp_path: Path) -> None:
+    """With two processes, as soon as one cell is there; then in one process."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline", *words(source, output, "--jobs", "2")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        end = time.monotonic() + 120
+        while not list((output / "cells").glob("*.json")) and process.poll() is None:
+            assert time.monotonic() < end, "no cell was measured"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (output / "study.json").exists()
+    kept = len(list((output / "cells").glob("*.json")))
+    assert kept >= 1
+    assert main(words(source, output)) == 0
+    assert same(output, whole)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    library = pytest.importorskip("ray")
+    library.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    yield
+    library.shutdown()
+
+
+def test_a_cluster_gives_the_same_bytes(whole: Path, source: Path, tmp_path: Path, cluster: None) -> None:
+    assert main(words(source, tmp_path / "out", "--engine", "ray", "--jobs", "2")) == 0
+    assert same(tmp_path / "out", whole)
