@@ -26,6 +26,8 @@ def probes(*, shifted: bool) -> tuple[Transformer, Probe, Transformer, Probe, Se
     """Reference and candidate, each as module and as probe."""
     model = tiny(shifted=shifted)
     other = disturbed(model)
+    for each in (model, other):  # or every hidden state would be of one length
+        each.norm.weight.data = torch.linspace(0.5, 2.0, model.config.hidden_size)
     # Fewer ids than the head has rows, so that some are banned beside the mask.
     settings = replace(Settings.of_model(model.config), vocab_size=39)
     return model, transformer_probe(model), other, transformer_probe(other), settings

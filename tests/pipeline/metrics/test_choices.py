@@ -86,6 +86,12 @@ def test_masks_are_stratified(length, count, seed):
         assert max(sizes.values()) - min(sizes[size] for size in range(1, length + 1)) <= 1
 
 
+def test_few_masks_are_of_any_size():
+    sizes = Counter(len(mask) for seed in range(200) for mask in stratified_masks(4, 1, random.Random(seed)))
+    assert set(sizes) == {1, 2, 3, 4}
+    assert min(sizes.values()) > 25
+
+
 @pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
 def test_against_a_plain_sum_over_masks(shifted):
     model, probe, _, _, settings = probes(shifted=shifted)

@@ -8,9 +8,9 @@ from pipeline.runner import GenerateOptions, generate
 from tests.pipeline.metrics.probes import probes
 from tests.pipeline.random_models import MASK, first_feeds, prompts_of
 
-PROMPTS = prompts_of(4, 5)
+PROMPTS = prompts_of(4, 8)
 # Prompts of one length leave the loop at different steps: an end-of-text settles a row.
-OPTIONS = GenerateOptions(gen_length=8, block_length=4, threshold=0.5)
+OPTIONS = GenerateOptions(gen_length=8, block_length=4, threshold=0.9)
 
 
 def canvases(session, settings):
