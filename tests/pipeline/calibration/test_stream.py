@@ -168,8 +168,9 @@ def overflow_at_85(state: dict[str, Tensor]) -> None:
     """Channel 0 is zero for every token but this one, and the gain of a norm makes infinity of anything else."""
     state["embed.weight"][:, 0] = 0.0
     state["embed.weight"][85, 0] = 1.0
-    state["blocks.0.attn.o_proj.weight"][0] = 0.0
-    state["blocks.0.mlp_norm.weight"][0] = HUGE
+    for name in ("blocks.0.attn.o_proj", "blocks.0.mlp.down_proj", "blocks.1.attn.o_proj"):
+        state[f"{name}.weight"][0] = 0.0
+    state["blocks.1.mlp_norm.weight"][0] = HUGE
 
 
 @pytest.mark.parametrize("disk", [False, True])
@@ -180,7 +181,7 @@ def test_the_sample_at_fault_is_named(tmp_path: Path, disk: bool) -> None:
     states = make_states(samples, checkpoint.config, seed=0, noised=False)
     folder = tmp_path / "cache" if disk else None
     with (
-        pytest.raises(InputRefused, match=r"the output of blocks\.0 has .* not finite in calibration sample 13;"),
+        pytest.raises(InputRefused, match=r"the output of blocks\.1 has .* not finite in calibration sample 13;"),
         Stream(states, constants(checkpoint.config)["rope_frequencies"], batch=4, means=Means(folder=folder)) as stream,
     ):
         list(inputs_of_blocks(checkpoint, stream))
