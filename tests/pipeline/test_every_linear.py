@@ -14,20 +14,21 @@ from torch.fx import GraphModule
 
 from passes.base import Pass, run
 from passes.fit import Fit
-from passes.graph import attributes, calls, is_call, node_of, site_of
+from passes.graph import attributes, calls, is_call, node_of, set_attributes, site_of
 from passes.invariants import check_lowered
 from passes.lowering import LOWERING
 from passes.methods import METHODS
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import QuantizeWeights, nearest
 from pipeline.accounting import take_account
+from pipeline.calibration.canvas import Canvas
 from pipeline.calibration.states import States
-from pipeline.capture import materialise
+from pipeline.capture import ENDS, capture_piece, constants, materialise, pieces
 from pipeline.lower import simulated_graph
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.quantize import Weights, write_weights
+from pipeline.quantize import Weights, simulate, state_of, write_weights
 from pipeline.recipe import Recipe, linear_names
-from tests.passes.lockstep import assert_lowered_equals_simulated
+from tests.passes.lockstep import Values, assert_lowered_equals_simulated
 from tests.passes.sketch import copy_of
 from tests.pipeline.fitted import feeds_of, quick_recipe, random_checkpoint, random_states
 
@@ -107,6 +108,30 @@ def test_what_is_lowered_is_what_was_simulated(quantised: Quantised, method: str
     simulated, lowered = (materialise(copy_of(graph), stored) for graph in (case.simulated, case.lowered))
     compared = assert_lowered_equals_simulated(simulated, lowered, feeds_of(case.states))
     assert compared == (1 if bits[1] == 16 else 4 * case.checkpoint.config.num_layers + 1)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if (4, 4) in method.formats])
+@torch.no_grad()
+def test_blocks_in_a_row_are_the_whole_graph(quantised: Quantised, method: str) -> None:
+    """Calibration sees blocks and a session the whole: clip ratios, mask states and rotations must be the same."""
+    (family,) = [family for name, bits, family in cases() if (name, bits) == (method, (4, 4))]
+    case = quantised(method, (4, 4), family)
+    config, weights = case.checkpoint.config, case.weights
+    graphs = {}
+    for piece in pieces(config):
+        shapes = {name: case.checkpoint.tensor(name).to("meta", torch.float32) for name in piece.weights}
+        graphs[piece.name] = capture_piece(config, piece, shapes)
+        simulate(graphs[piece.name], case.recipe, config, weights.numbers)
+        set_attributes(graphs[piece.name], state_of(graphs[piece.name], weights))
+    canvas = Canvas(case.states, constants(config)["rope_frequencies"])
+    x = graphs[ENDS](case.states.input_ids, torch.zeros(len(canvas.valid), 0, config.hidden_size))[0]
+    for index in range(config.num_layers):
+        x = graphs[f"blocks.{index}"](*canvas.inputs_of(x))
+    _, expected = graphs[ENDS](case.states.input_ids[:, :0], x)
+    whole = Values(materialise(copy_of(case.simulated), weights.all()))
+    whole.run(*feeds_of(case.states))
+    found = whole.values[list(calls(whole.graph_module, aten.linear.default))[-1]]
+    assert torch.equal(found, expected)
 
 
 class _Leave:
