@@ -9,7 +9,6 @@ serves the whole model: each piece turns the weights that stand in it (QuaRot, a
 """
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.graph import attribute, attribute_name, attributes, calls, is_attribute, is_call, node_of, set_attributes
@@ -31,7 +30,7 @@ class RotateStream:
         self.seed = seed
 
     def __call__(self, graph: GraphModule) -> int:
-        turned: dict[str, Tensor] = {}
+        turned: set[str] = set()
         for lookup in calls(graph, aten.embedding.default):
             self._turn(graph, turned, lookup.args[0], rows=True)
         for norm in calls(graph, aten.rms_norm.default):
@@ -41,21 +40,22 @@ class RotateStream:
             if any(is_call(user, aten.add.Tensor) for user in linear.users):
                 for value in linear.args[1:]:
                     self._turn(graph, turned, value, rows=False)
-        set_attributes(graph, attributes(graph) | turned)
         return len(turned)
 
-    def _turn(self, graph: GraphModule, turned: dict[str, Tensor], value: object, *, rows: bool) -> None:
-        """A weight's rows, or its columns (a bias is one), unless it has no values."""
+    def _turn(self, graph: GraphModule, turned: set[str], value: object, *, rows: bool) -> None:
+        """Each row of a weight (or a bias), or each column, in place of the old one: two large copies never coexist."""
         node = node_of(value)
         weight, name = attribute(graph, node), attribute_name(node)
         if name in turned:
             raise ValueError(f"{name} both reads and writes the residual stream, or does one twice")
+        turned.add(name)
         if weight.is_meta:
-            turned[name] = weight
-        elif rows or weight.dim() == 1:
-            turned[name] = stream_rotation(weight.shape[-1], self.seed).apply(weight)
+            return
+        if rows or weight.dim() == 1:
+            made = stream_rotation(weight.shape[-1], self.seed).apply(weight)
         else:
-            turned[name] = stream_rotation(weight.shape[0], self.seed).apply(weight.T).T.contiguous()
+            made = stream_rotation(weight.shape[0], self.seed).apply(weight.T).T.contiguous()
+        set_attributes(graph, attributes(graph) | {name: made})
 
 
 def _readers(graph: GraphModule, norm: Node) -> list[Node]:

@@ -1,7 +1,6 @@
 """DuQuant (arXiv 2406.01721): smoothed, rotated block by block, dealt out by zigzag, rotated again; constant clips.
 
-Attention's operands are left to their own options: the paper's code quantises them, too. With rounded weights (the
-default) the constant clip is theirs; GPTQ searches its own.
+With rounded weights (the default) the constant clip is theirs; GPTQ searches its own.
 """
 
 from dataclasses import replace
@@ -17,6 +16,7 @@ from passes.methods.gptq import solve_by_gptq
 from passes.methods.method import INTEGER, Method
 from passes.quant_spec import QuantPlan, QuantSpec
 from passes.quantize_weights import QuantizeWeights
+from passes.rotate_keys import RotateKeys
 from passes.smooth_scales import SmoothScales
 from passes.solvers.grid import Grid
 from passes.solvers.nearest import round_to_nearest
@@ -24,7 +24,10 @@ from passes.solvers.nearest import round_to_nearest
 
 def _rewrite(plan: QuantPlan, fit: Fit) -> list[Pass]:
     options, blocks = plan.options.duquant, replace(plan, head=None)
+    # The study rotates queries and keys by a Hadamard matrix where it rounds them.
+    keys: list[Pass] = [RotateKeys(fit.seed)] if plan.attention.k_bits < 16 else []
     return [
+        *keys,
         SmoothScales(blocks, fit, alpha=options.alpha),
         InsertRotation(blocks, fit, block=options.block, steps=options.steps),
         ClipActivations(blocks, fit, options.a_clip),
