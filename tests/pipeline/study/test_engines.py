@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,16 +73,7 @@ def refused(order: int) -> int:
     raise UsageFault(f"order {order} is refused")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray cluster of this machine, as one that is there already."""
-    library = pytest.importorskip("ray")
-    library.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    yield library
-    library.shutdown()
-
-
-def test_ray_measures_the_same_and_leaves_the_cluster(cluster) -> None:
+def test_ray_measures_the_same_and_leaves_the_cluster(cluster: Any) -> None:
     assert sorted(ray(abs_of, ORDERS, 2)) == sorted((order, abs_of(order)) for order in ORDERS)
     with pytest.raises(UsageFault, match=r"^order 3 is refused$"):
         list(ray(refused, ORDERS, 2))
