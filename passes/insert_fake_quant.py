@@ -18,7 +18,7 @@ class InsertFakeQuant:
     """
 
     def __init__(self, plan: QuantPlan, numbers: Mapping[str, float] | None = None) -> None:
-        self.plan, self.numbers = plan, numbers or {}
+        self.plan, self.numbers = plan, {} if numbers is None else numbers
 
     def __call__(self, graph: GraphModule) -> int:
         made: dict[tuple[object, ...], Node] = {}
