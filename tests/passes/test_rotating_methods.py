@@ -106,4 +106,4 @@ def test_duquant_hurts_less_than_rounding() -> None:
         method: output_error(graph, quantised(method, with_options(duquant=STEPS), graph, given), given)
         for method in ("rtn", "duquant")
     }
-    assert errors["duquant"] <= 0.5 * errors["rtn"]
+    assert errors["duquant"] <= 0.75 * errors["rtn"]
