@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from passes.quant_spec import QuantSpec
 from passes.solvers.cayley import cayley
@@ -24,6 +25,7 @@ from passes.solvers.straight_through import fake_quant_through, quantize_weight_
 
 START_CLIP = 4.0  # sigmoid(4) = 0.982, as the paper's code starts
 SIDES = ("left", "right")
+LARGE = 1 << 24  # of so many weights the steps to their grid are taken twice, not kept: five copies of 400 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +105,12 @@ class LearnedTransforms:
 
 
 def simulated_linear(x: Tensor, site: Site, values: Values, state: Tensor) -> Tensor:
-    """The quantised linear on x [..., K] as it will run, differentiable in `values`; `state` [...] is 1 where masked."""
-    weight, spec = site.weight, site.spec
-    if values.scale is not None:
-        x, weight = x / values.scale, weight * values.scale
-    tile = apply_factors(x, values.factors)
+    """The quantised linear on x [..., K] as it will run, differentiable in `values`; `state` [...] is 1 for masked."""
+    spec = site.spec
+    tile = apply_factors(x if values.scale is None else x / values.scale, values.factors)
     if site.gates is not None:
         tile = tile * site.gates[state.long()]
-    codes = fake_quant_through(
+    inputs = fake_quant_through(
         tile.flatten(-2),
         bits=spec.a_bits,
         symmetric=spec.symmetric,
@@ -118,9 +118,18 @@ def simulated_linear(x: Tensor, site: Site, values: Values, state: Tensor) -> Te
         clip_lo=values.clip_lo,
         clip_hi=values.clip_hi,
     )
+    if site.weight.numel() < LARGE:
+        weight = weight_on_grid(site, values)
+    else:
+        weight = checkpoint(weight_on_grid, site, values, use_reentrant=False, preserve_rng_state=False)
+    return F.linear(inputs, weight, site.bias)
+
+
+def weight_on_grid(site: Site, values: Values) -> Tensor:
+    """The weight [N, K] that such a linear multiplies by."""
+    weight = site.weight if values.scale is None else site.weight * values.scale
     folded = apply_factors(weight, values.unfold).flatten(-2)
-    grid = quantize_weight_through(folded, bits=spec.w_bits, w_group=spec.w_group, clip=values.w_clip)
-    return F.linear(codes, grid, site.bias)
+    return quantize_weight_through(folded, bits=site.spec.w_bits, w_group=site.spec.w_group, clip=values.w_clip)
 
 
 def apply_factors(rows: Tensor, factors: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from passes import learned_transforms
 from passes.gate_transforms import gate_masks, gate_of
 from passes.learned_transforms import LearnedTransforms, Site, Values, apply_factors, simulated_linear
 from passes.quant_spec import QuantSpec
@@ -128,3 +129,14 @@ def test_every_parameter_has_a_gradient() -> None:
         assert parameter.grad is not None
         assert bool(parameter.grad.isfinite().all())
         assert float(parameter.grad.abs().max()) > 0
+
+
+def test_large_weights_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for large in (10**9, 0):
+        monkeypatch.setattr(learned_transforms, "LARGE", large)
+        learned = moved({"x": site(4, 5, gated=True)})
+        output = simulated_linear(drawn(9, 20), learned.sites["x"], learned.values()["x"], torch.zeros(9))
+        found.append((output, *torch.autograd.grad(output.square().sum(), (*learned.transforms, *learned.clips))))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
