@@ -41,13 +41,18 @@ ABOUT = "about"
 
 
 def check_format(recipe: Recipe) -> None:
-    """Raise UsageFault for bits that the recipe's method cannot do."""
+    """Raise UsageFault for bits and scales that the recipe's method cannot do."""
     part, formats = recipe.linear, METHODS[recipe.method].formats
     if part.w_bits < 16 and (part.w_bits, part.a_bits) not in formats:
         known = ", ".join(f"w{w}a{a}" for w, a in sorted(formats, reverse=True))
         raise UsageFault(
             f"method {recipe.method} cannot do w{part.w_bits}a{part.a_bits}; it does {known}; "
             "choose other bits with --set linear.w_bits and linear.a_bits, or another method"
+        )
+    if recipe.attention.v_scale == "head_static":
+        raise UsageFault(
+            f"method {recipe.method} finds no static scales of values; attention.v_scale is head_static; "
+            "pass --set attention.v_scale=token"
         )
 
 

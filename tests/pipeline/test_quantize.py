@@ -10,9 +10,9 @@ from torch import Tensor
 
 from passes.graph import attributes
 from pipeline.capture import capture_whole, materialise
-from pipeline.errors import InputRefused
+from pipeline.errors import InputRefused, UsageFault
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
-from pipeline.quantize import Weights, quant_plan, simulate, write_weights
+from pipeline.quantize import Weights, check_format, quant_plan, simulate, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from tests.pipeline.watched import Watched, uncollected
@@ -161,6 +161,13 @@ def test_a_weight_beyond_half_precision_is_refused(
     written(checkpoint, RECIPES["rtn-w8a8"], tmp_path / "codes")  # scales are float32
     with pytest.raises(InputRefused, match=r"blocks\.1\.attn\.o_proj\.weight"):
         written(checkpoint, RECIPES["fp16"], tmp_path / "half")
+
+
+def test_static_scales_that_no_method_finds_are_refused() -> None:
+    recipe = load_recipe("rtn-w8a8", ["attention.v_bits=8", "attention.v_scale=head_static"])
+    with pytest.raises(UsageFault, match=r"pass --set attention\.v_scale=token"):
+        check_format(recipe)
+    check_format(load_recipe("rtn-w8a8", ["attention.v_bits=8"]))
 
 
 def test_a_tied_head_is_stored_in_its_own_format(model: Made, tmp_path: Path) -> None:
