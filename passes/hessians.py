@@ -12,6 +12,8 @@ from torch.fx import Graph, GraphModule, Node
 from passes.fit import Batch, CalibrationError, Samples
 from passes.graph import attribute, node_of, site_of
 
+STRIP = 1024  # rows of the matrix that are multiplied at once
+
 # How much each row of a batch counts, [B, Q], none below 0.
 Weigh = Callable[[Batch], Tensor]
 
@@ -31,12 +33,26 @@ def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | N
     total = torch.zeros(inner, inner)
     # Workers hand over rows and not their products, of which there shall be one, whatever their number.
     for part_rows in samples.map(rows):
-        total.addmm_(part_rows.T, part_rows)
+        _add_products(total, part_rows)
+    _mirror(total)
     if not bool((total.diagonal() > 0).any()):
         raise CalibrationError(f"inputs of {site} are zero in all samples; nothing can be learned from them")
     if not bool(total.diagonal().isfinite().all()):
         raise CalibrationError(f"inputs of {site} are too large: their squares leave the range of float32")
     return total
+
+
+def _add_products(total: Tensor, rows: Tensor) -> None:
+    # From the diagonal on: at the width of a down projection these products take longer than all the rest.
+    for start in range(0, len(total), STRIP):
+        strip = slice(start, start + STRIP)
+        total[strip, start:].addmm_(rows[:, strip].T, rows[:, start:])
+
+
+def _mirror(total: Tensor) -> None:
+    for start in range(0, len(total), STRIP):
+        strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
+        total[rest, strip] = total[strip, rest].T
 
 
 def _rows_that_count(x: Tensor, batch: Batch, site: str, weigh: Weigh | None) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from passes import hessians
 from passes.fit import Batch, CalibrationError
 from passes.graph import attributes, calls, site_of
 from passes.hessians import hessian, input_graph
@@ -59,6 +60,14 @@ def test_equals_the_sum_over_valid_rows(site: str, quantised: bool) -> None:
     found = hessian(graph, linear_at(graph, site), batches)
     assert_close(found, textbook(graph, site, batches))
     assert torch.equal(found, plain) == (not quantised or site == SITES[0])
+
+
+@pytest.mark.parametrize("strip", [5, 16, 32])
+def test_strips_make_the_whole_matrix(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, batches = block(), samples(4)
+    monkeypatch.setattr(hessians, "STRIP", strip)
+    found = hessian(graph, linear_at(graph, SITES[3]), batches)
+    assert_close(found, textbook(graph, SITES[3], batches))
 
 
 def test_rows_count_as_much_as_they_weigh() -> None:
