@@ -54,14 +54,15 @@ class TrainTransforms:
         if self.fit.samples is None:
             raise ValueError("transforms are learned from samples, and there are none")
         options = self.plan.options.flatquant
-        sites = self._sites(graph, self.fit.samples, options.alpha)
+        sites = self.sites(graph, self.fit.samples)
         values = train(graph, sites, self.fit.samples, options=options, seed=self.fit.seed)
         for site, found in values.items():
             self._keep(site, found)
         return len(linears)
 
-    def _sites(self, graph: GraphModule, samples: Samples, alpha: float) -> dict[str, Site]:
-        seen = magnitudes(graph, samples)
+    def sites(self, graph: GraphModule, samples: Samples) -> dict[str, Site]:
+        """Where there is something to learn, and where learning starts."""
+        seen, alpha = magnitudes(graph, samples), self.plan.options.flatquant.alpha
         sites = {}
         for linear, site, spec in planned(graph, self.plan):
             weight, producer, bias = float_weight(graph, linear), producer_of(graph, linear), None

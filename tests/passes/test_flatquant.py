@@ -105,7 +105,7 @@ def test_what_was_trained_is_what_runs(name: str, family: str) -> None:
     for found, wanted in zip(rewritten, one.outputs, strict=True):
         assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     share = 8 if name == "freeact" else None
-    sites = TrainTransforms(plan, fit, share=share)._sites(one.graph, one.samples, alpha=0.3)
+    sites = TrainTransforms(plan, fit, share=share).sites(one.graph, one.samples)
     values = train(one.graph, sites, one.samples, options=plan.options.flatquant, seed=5)
     with torch.no_grad():
         trained = [Simulated(one.graph, sites, values, batch).run(*batch.inputs) for batch in one.samples]

@@ -57,7 +57,7 @@ def samples(*sizes: int, width: int = 12, length: int = 5, seed: int = 0) -> Lis
 
 
 def sites_of(graph: GraphModule, data: Listed, **keywords: int) -> dict[str, Site]:
-    return TrainTransforms(PLAN, Fit(samples=data), **keywords)._sites(graph, data, alpha=0.3)
+    return TrainTransforms(PLAN, Fit(samples=data), **keywords).sites(graph, data)
 
 
 def total_error(graph: GraphModule, data: Listed, learned: LearnedTransforms, values: dict[str, Values]) -> float:
