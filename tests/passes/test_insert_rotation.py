@@ -108,6 +108,7 @@ def test_the_largest_rows_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     sketch = Sketch()
     graph = sketch.output(sketch.linear(sketch.input("x"), "a.o_proj", torch.ones(1, 1)))
     (linear,) = calls(graph, aten.linear.default)
-    samples = listed(*(((torch.tensor(part)[None, :, None]),) for part in ([5.0, -9.0, 1.0], [7.0, 2.0, 5.0])))
+    batches = ([5.0, -9.0, 1.0, 99.0], [7.0, 2.0, 5.0, 99.0])
+    samples = listed(*((torch.tensor(batch)[None, :, None],) for batch in batches), padding=1)
     found = largest_rows(graph, samples, {site_of(linear)})
     assert found["a.o_proj"].flatten().tolist() == [5.0, -9.0, 7.0]
