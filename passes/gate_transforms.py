@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from passes.fit import CalibrationError
 from passes.graph import attribute, calls, node_of
 from passes.insert_transform import NOTHING
 
@@ -32,7 +33,7 @@ class Gate:
 def gate_of(factors: tuple[int, int], share: int) -> Gate:
     """The fewest coordinates in whole slices that are no fewer than K / `share`; on a tie, slices along axis 0.
 
-    Raises ValueError where two such gates do not leave a shared slice.
+    Raises CalibrationError where two such gates do not leave a shared slice.
     """
     fitting = []
     for axis, length in enumerate(factors):
@@ -42,7 +43,9 @@ def gate_of(factors: tuple[int, int], share: int) -> Gate:
             fitting.append((size * across, axis, size))
     if not fitting:
         a, b = factors
-        raise ValueError(f"a tile of {a} x {b} has no room for two gates of 1/{share}")
+        raise CalibrationError(
+            f"a tile of {a} x {b} channels has no room for two gates of 1/{share}; try a larger freeact.share"
+        )
     _, axis, size = min(fitting)
     return Gate(axis, size)
 

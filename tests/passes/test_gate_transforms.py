@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.fit import CalibrationError
 from passes.gate_transforms import Gate, GateTransforms, gate_masks, gate_of, state_node
 from passes.graph import calls, node_of
 from passes.insert_transform import InsertTransform, Transform
@@ -50,7 +51,9 @@ def test_no_smaller_gate_would_do(a: int, b: int, share: int) -> None:
 
     possible = [(size * (a, b)[1 - axis], axis, size) for axis in (0, 1) for size in range(41) if fits(axis, size)]
     if not possible:
-        with pytest.raises(ValueError, match=f"a tile of {a} x {b} has no room for two gates of 1/{share}"):
+        with pytest.raises(
+            CalibrationError, match=f"a tile of {a} x {b} channels has no room for two gates of 1/{share}"
+        ):
             gate_of((a, b), share)
         return
     found = gate_of((a, b), share)

@@ -226,3 +226,12 @@ def test_nothing_to_learn_and_nothing_to_learn_from() -> None:
     assert TrainTransforms(QuantPlan(linear=None, head=SPEC), Fit())(block()) == 0
     with pytest.raises(ValueError, match="learned from samples, and there are none"):
         TrainTransforms(PLAN, Fit())(block())
+
+
+def test_no_epochs_leave_everything_where_it_starts() -> None:
+    graph, data = block(), samples(2)
+    sites = sites_of(graph, data)
+    found = train(graph, sites, data, options=FlatQuant(epochs=0), seed=0)
+    with torch.no_grad():
+        start = LearnedTransforms(sites, 0).values()
+    assert all(torch.equal(found[name].factors[0], values.factors[0]) for name, values in start.items())
