@@ -23,6 +23,7 @@ def example(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "record": ((x, torch.zeros(16), ones, 2), {}),
         "rotate": ((x, torch.eye(4).repeat(4, 1, 1), torch.arange(16)), {}),
         "fake_quant": ((x, 4), {}),
+        "prepare": ((x, torch.ones(16)), {"left": torch.eye(2), "right": torch.eye(8)}),
         "dequantize": ((weight, w_scale, 4), {}),
     }
     return table[name]
@@ -73,4 +74,4 @@ def test_every_op_file_is_in_the_table() -> None:
 
 def test_one_translation_per_onnx_op() -> None:
     assert set(plugins.translation_table()) == {op.overload for op in OPS.values() if op.onnx_type}
-    assert [name for name, op in OPS.items() if not op.onnx_type] == ["fake_quant"]
+    assert [name for name, op in OPS.items() if not op.onnx_type] == ["fake_quant", "prepare"]
