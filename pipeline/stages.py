@@ -194,10 +194,9 @@ def export(
     check_format(recipe)
     checkpoint = open_checkpoint(resolve(model))
     recipe.check_against(checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint.folder, checkpoint.config)
+    tokenizer, licence = read_tokenizer(checkpoint.folder, checkpoint.config), read_licence(checkpoint.folder)
     settings_of(checkpoint, recipe, Tokenizer.from_str(tokenizer.text))  # refuses a top_k that the ids cannot fill
     torch.set_num_threads(recipe.threads)
-    licence = read_licence(checkpoint.folder)
     work = WorkFolder(output, force=force, model=checkpoint.folder)
     report.begin(f"dllmc {VERSION}  export {model} -> {output}   recipe {recipe.name}", STAGES)
     with work:
@@ -217,13 +216,17 @@ def export(
         digest = model_digest(checkpoint)
         for name in STAGES[:start]:
             _require(job, name, digest)
-        named = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
-        work.record_job(named, dump_recipe(recipe))
+        work.record_job(_lasting_name(model, checkpoint), dump_recipe(recipe))
         if force or first:
             work.forget(STAGES[start:])
         for name in STAGES[start : stop + 1]:
             _run(job, name, digest, report)
         return work.publish() if stop == len(STAGES) - 1 else work.path
+
+
+def _lasting_name(model: str, checkpoint: Checkpoint) -> str:
+    """What names the model from any folder."""
+    return model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
 
 
 def _fingerprint(job: Job, name: str, digest: str) -> str:

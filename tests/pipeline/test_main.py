@@ -22,6 +22,7 @@ from pipeline.cli.export import default_output
 from pipeline.errors import BuildFailed, EnvironmentFault, HashMismatch, InputRefused, ValidationFailed, WillNotFit
 from pipeline.folder import STAGES, WorkFolder
 from pipeline.recipe import Recipe
+from pipeline.recipe_file import BUILTIN_RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,7 @@ def test_options_may_be_spelled_with_underscores(capsys: pytest.CaptureFixture[s
         (["export", "m", "--recip", "x"], "'--recipe'?"),
         (["export", "m", "--from", "lower", "--until", "quantize"], "--from lower comes after --until quantize"),
         (["export", "builtin:tiny-llada", "--set", "linear.w_bit=4"], "did you mean 'linear.w_bits'?"),
-        (["export", "builtin:tiny-llada", "--recipe", "rtn-w4a5"], "did you mean 'rtn-w4a4'?"),
+        (["export", "builtin:tiny-llada", "--recipe", "rtn-w4a44"], "did you mean 'rtn-w4a4'?"),
         (["export", "builtin:tiny-llada", "--set", "attention.prob_bits=8"], "prob_bits 8 cannot be exported"),
         (["quantize", "nowhere"], "holds no export in progress"),
         (["export", "builtin:tiny-llada", "--workers", "0"], "0 is not in the range 1<=x<=256"),
@@ -96,12 +97,7 @@ def test_version_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "dllmc 0.1.0\n"
     assert main(["recipe", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "fp16",
-        "rtn-w8a8",
-        "rtn-w4a16",
-        "rtn-w4a4",
-    ]
+    assert tuple(line.split()[0] for line in capsys.readouterr().out.splitlines()) == BUILTIN_RECIPES
     assert main(["models", "--json"]) == 0
     assert "builtin:tiny-llada" in json.loads(capsys.readouterr().out)["builtin"]
 

@@ -215,7 +215,7 @@ def test_a_recipe_is_found_by_name_or_file(tmp_path: Path) -> None:
     path.write_text("name: mine\nmethod: none\n", encoding="utf-8")
     assert load_recipe(str(path)).name == "mine"
     with pytest.raises(UsageFault, match="neither a built-in name nor a file; did you mean 'rtn-w4a4'"):
-        load_recipe("rtn-w4a5")
+        load_recipe("rtn-w4a44")
     with pytest.raises(UsageFault, match="neither a built-in name nor a file"):
         load_recipe("a\0b")
     with pytest.raises(UsageFault, match="neither a built-in name nor a file"):
