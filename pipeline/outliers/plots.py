@@ -74,7 +74,7 @@ def _heat_maps(scan: Scan) -> "Figure":
     from matplotlib.ticker import LogLocator
 
     layers, sites = layers_and_sites(scan)
-    size = (2 * max(4.0, 1.8 + 0.32 * len(layers)) + 1.2, len(MEASURES) * 1.9)
+    size = (2 * max(4.0, 1.8 + 0.22 * len(layers)) + 1.2, len(MEASURES) * 1.9)
     figure, axes = _figure(len(MEASURES), len(STATES), size)
     for row, (title, measure, logarithmic) in zip(axes, MEASURES, strict=True):
         grids = [by_layer(scan, layers, sites, state, measure) for state in STATES]
@@ -138,7 +138,7 @@ def _channels(scan: Scan) -> "Figure":
 
 
 def _worst(scan: Scan) -> "Figure":
-    """Magnitudes of the first rows of the worst site, by mask state, on one scale."""
+    """Magnitudes of rows of the worst site, by mask state, on one scale."""
     from matplotlib.colors import LogNorm
 
     states = [state for state in STATES if state in scan.shown]

@@ -29,7 +29,7 @@ Tallies = dict[str, dict[str, Tally]]  # by site, then by mask state
 
 @dataclass
 class Scan:
-    """Findings by site and mask state; `worst` is the site of the largest crest factor, `shown` its first rows."""
+    """Findings by site and mask state; `worst` is the site of the largest crest factor, `shown` rows of it."""
 
     findings: dict[str, dict[str, Finding]] = field(default_factory=dict)
     worst: str = ""
@@ -41,7 +41,7 @@ class Scan:
             self.findings[site] = {state: tally.finding() for state, tally in by_state.items()}
             if not self.worst or self._crest(site) > self._crest(self.worst):
                 self.worst = site
-                self.shown = {state: torch.cat(tally.shown) for state, tally in by_state.items()}
+                self.shown = {state: tally.shown for state, tally in by_state.items()}
 
     def _crest(self, site: str) -> float:
         return max(finding.crest_factor for finding in self.findings[site].values())

@@ -57,11 +57,11 @@ class Finding:
 
 @dataclass
 class Tally:
-    """Running counts over K channels; the first `shown_tokens` rows are kept for a picture."""
+    """Running counts over K channels; `shown`, rows with the largest value among them, are for a picture."""
 
     thresholds: Thresholds
     shown_tokens: int
-    shown: list[Tensor] = field(default_factory=list)
+    shown: Tensor = field(default_factory=lambda: torch.empty(0))
     tokens: int = 0
     squares: float = 0.0
     maxima: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -80,12 +80,13 @@ class Tally:
         massive = (magnitudes >= self.thresholds.massive_ratio * unit) & (magnitudes > 0)
         self.massive.append(massive.nonzero() + torch.tensor([self.tokens, 0]))
         self.large = self.large + ((magnitudes >= self.thresholds.large_ratio * unit) & (magnitudes > 0)).sum(0)
+        if not self.tokens or peaks.max() > self.maxima.max():
+            start = min(int(peaks.argmax()), max(0, len(rows) - self.shown_tokens))
+            self.shown = rows[start : start + self.shown_tokens].clone()
         self.maxima = torch.maximum(self.maxima, magnitudes.amax(0))
         self.squares += float(powers.sum())
         self.crests.append(_ratio(peaks.double(), powers.sqrt()))
         self.ratios.append(_ratio(peaks.double(), unit[:, 0].double()))
-        if (room := self.shown_tokens - self.tokens) > 0:
-            self.shown.append(rows[:room].clone())
         self.tokens += len(rows)
 
     def finding(self) -> Finding:

@@ -37,7 +37,10 @@ def tallied(rows: Tensor, parts: list[int], thresholds: Thresholds = THRESHOLDS)
     tally = Tally(thresholds, shown_tokens=3)
     for part in rows.split(parts):
         tally.add(part)
-    assert torch.equal(torch.cat(tally.shown), rows[:3])
+    assert tally.shown.abs().max() == rows.abs().max()
+    assert len(tally.shown) <= 3
+    starts = range(len(rows) - len(tally.shown) + 1)
+    assert any(torch.equal(rows[start : start + len(tally.shown)], tally.shown) for start in starts)
     return tally.finding()
 
 
@@ -146,7 +149,7 @@ def test_the_stream_shows_what_the_whole_model_does(model: Made, family: str) ->
                 assert abs(getattr(one, name) - getattr(true, name)) <= 2e-5 * getattr(true, name)
             crests[site, state] = true.crest_factor
             if site == found.worst:
-                assert (found.shown[state] - rows[: len(found.shown[state])]).abs().max() <= 2e-5 * true.max
+                assert found.shown[state].abs().max() == one.max
     assert found.worst == max(crests, key=lambda key: crests[key])[0]
 
 
@@ -225,6 +228,7 @@ def test_pictures_show_sites_by_layer_and_keep_every_peak() -> None:
     rows[3, 777] = 9.0
     assert pooled(rows).shape == (5, 434)
     assert pooled(rows)[3].argmax() == 777 // 3
+    assert pooled(rows).max() == 9.0
     found = Scan()
     for layer in (0, 1):
         for site in ("attn.o_proj", "mlp.down_proj"):
@@ -294,5 +298,7 @@ def test_plots_need_their_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert outliers("builtin:tiny-llada", tmp_path / "out") == 8
-    assert "dllmc[study]" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "dllmc[study]" in said
+    assert "scan" not in said  # before any work
     assert list(tmp_path.iterdir()) == []
