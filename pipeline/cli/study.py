@@ -16,7 +16,7 @@ SIZES = (
     click.option("--problems", type=click.IntRange(min=1), default=500, show_default=True, help="Of exact match."),
     click.option("--tokens", type=click.IntRange(min=1), default=20000, show_default=True, help="Masked, of NLL."),
     click.option("--questions", type=click.IntRange(min=1), default=200, show_default=True, help="Of choice."),
-    click.option("--masks", type=click.IntRange(min=1), default=16, show_default=True, help="Drawn for an option."),
+    click.option("--masks", type=click.IntRange(min=1), default=8, show_default=True, help="Drawn for an option."),
     click.option("--trajectories", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts followed."),
 )
 

@@ -39,7 +39,7 @@ class Sizes:
     problems: int = 500  # of exact match
     tokens: int = 20000  # masked tokens of NLL and agreement
     questions: int = 200  # of multiple choice
-    masks: int = 16  # Monte Carlo masks an option
+    masks: int = 8  # Monte Carlo masks an option
     trajectories: int = 32  # prompts whose hidden states are followed
     steps: int = 16  # denoising steps of these
 
