@@ -112,3 +112,19 @@ def test_the_largest_rows_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     samples = listed(*((torch.tensor(batch)[None, :, None],) for batch in batches), padding=1)
     found = largest_rows(graph, samples, {site_of(linear)})
     assert found["a.o_proj"].flatten().tolist() == [5.0, -9.0, 7.0]
+
+
+def test_no_rotation_raises_the_maximum_of_any_block() -> None:
+    """Each is learned on what it gets: the second on the first one's rows in their new order."""
+    graph, rotate = two_linears(), inserting(steps=20)
+    assert rotate.fit.samples is not None
+    rows = largest_rows(graph, rotate.fit.samples, set(WIDTHS))
+    weights = attributes(edited(graph, rotate)[0])
+    for site, x in rows.items():
+        for number in (1, 2):
+            blocks, order = (weights[f"{site}.rotation_{number}.{leaf}"] for leaf in ("blocks", "order"))
+            y = ops.rotate(x, blocks, order)
+            before, after = (part.unflatten(1, (len(blocks), -1)).abs().amax((0, 2)) for part in (x[:, order], y))
+            assert bool((after <= before * (1 + 1e-6)).all())
+            assert bool((after < 0.99 * before).any())
+            x = y
