@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.fit import Batch, CalibrationError, Fit, Samples
+from passes.fit import Fit
 from passes.graph import add_attribute, attribute, attribute_name, attributes, calls, node_of, set_attributes, site_of
-from passes.observe import Observed
+from passes.magnitudes import largest_rows, needed
 from passes.quant_spec import QuantPlan
 from passes.solvers.draws import generator
 from passes.solvers.greedy_rotation import greedy_rotation
@@ -52,9 +52,7 @@ class InsertRotation:
         linears = [linear for linear in calls(graph, aten.linear.default) if self._is_planned(linear)]
         rows: dict[str, Tensor] = {}
         if any(not attribute(graph, node_of(linear.args[1])).is_meta for linear in linears):
-            if self.fit.samples is None:
-                raise ValueError("rotations are learned from samples, and there are none")
-            rows = largest_rows(graph, self.fit.samples, {site_of(linear) for linear in linears})
+            rows = largest_rows(graph, needed(self.fit), limit=ROWS)
         for linear in linears:
             site, source = site_of(linear), node_of(linear.args[1])
             weight = attribute(graph, source)
@@ -101,31 +99,3 @@ class InsertRotation:
                 order = add_attribute(graph, f"{name}.order", turn.order)
                 x = graph.graph.call_function(ops.rotate.default, (x, blocks, order))
         linear.update_arg(0, x)
-
-
-def largest_rows(graph: GraphModule, samples: Samples, sites: set[str]) -> dict[str, Tensor]:
-    """Of each site the valid input rows with the largest values, at most ROWS, in the order of the samples."""
-
-    def largest(batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-
-        def watch(site: str, x: Tensor, _: Tensor) -> None:
-            if site not in sites:
-                return
-            if not bool(x[batch.valid].isfinite().all()):
-                bad = int((~x.isfinite()).flatten(1).any(dim=1).int().argmax())
-                raise CalibrationError(f"the input of {site} is not finite in sample {batch.first + bad}")
-            found[site] = _largest(x[batch.valid])
-
-        Observed(graph, watch).run(*batch.inputs)
-        return found
-
-    rows: dict[str, Tensor] = {}
-    for found in samples.map(largest):
-        rows = {site: _largest(torch.cat([rows[site], more]) if site in rows else more) for site, more in found.items()}
-    return rows
-
-
-def _largest(rows: Tensor) -> Tensor:
-    chosen = rows.abs().amax(dim=1).argsort(descending=True, stable=True)[:ROWS]
-    return rows[chosen.sort().values]

@@ -71,6 +71,22 @@ def sample_rows(graph: GraphModule, samples: Samples, *, limit: int, seed: int) 
     return {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
 
 
+def largest_rows(graph: GraphModule, samples: Samples, *, limit: int) -> dict[str, Tensor]:
+    """Of every linear by site the `limit` valid input rows with the largest values, in the order of the samples.
+
+    Raises CalibrationError for inputs that are not finite.
+    """
+
+    def largest(rows: Tensor) -> Tensor:
+        chosen = rows.abs().amax(dim=1).argsort(descending=True, stable=True)[:limit]
+        return rows[chosen.sort().values]
+
+    kept: dict[str, Tensor] = {}
+    for found in samples.map(lambda batch: _inputs(graph, batch, batch.valid, largest)):
+        kept = {site: largest(torch.cat([kept[site], rows])) if site in kept else rows for site, rows in found.items()}
+    return kept
+
+
 def _draw(batch: Batch, seed: int) -> Tensor:
     """A number in 0..1 for each valid row [B, Q], keyed by its sample; 2 for padding."""
     rows, width = batch.valid.shape

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.fit import CalibrationError, Fit
-from passes.magnitudes import linears_at_hand, magnitudes, needed, sample_rows
+from passes.magnitudes import largest_rows, linears_at_hand, magnitudes, needed, sample_rows
 from passes.observe import Observed
 from passes.quant_spec import QuantPlan, QuantSpec
 from pipeline.capture import capture_whole
@@ -124,3 +124,12 @@ def test_head_is_left_to_others(whole) -> None:  # type: ignore[no-untyped-def]
 def test_no_samples_is_an_error() -> None:
     with pytest.raises(ValueError, match="there are no samples"):
         needed(Fit())
+
+
+def test_the_largest_rows_are_kept_in_order() -> None:
+    sketch = Sketch()
+    graph = sketch.output(sketch.linear(sketch.input("x"), "a.o_proj", torch.ones(1, 1)))
+    batches = ([5.0, -9.0, 1.0, 99.0], [7.0, 2.0, 5.0, 99.0])
+    given = listed(*((torch.tensor(batch)[None, :, None],) for batch in batches), padding=1)
+    assert largest_rows(graph, given, limit=3)["a.o_proj"].flatten().tolist() == [5.0, -9.0, 7.0]
+    assert largest_rows(graph, given, limit=9)["a.o_proj"].flatten().tolist() == [5.0, -9.0, 1.0, 7.0, 2.0, 5.0]
