@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -18,13 +19,16 @@ from passes.graph import attributes
 from passes.invariants import check_rewritten
 from passes.methods import METHODS
 from pipeline.calibrate import float_pieces
+from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.states import Sample, States, make_states
 from pipeline.calibration.stream import Stream
 from pipeline.capture import ENDS, capture_whole, constants
+from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
+from pipeline.models.tokenizer import read_tokenizer
 from pipeline.models.transformer import Transformer
 from pipeline.quantize import quant_plan
-from pipeline.recipe import Recipe
+from pipeline.recipe import Calibration, Recipe
 from pipeline.recipe_file import load_recipe
 from tests.exports import once
 from tests.pipeline.random_models import V, tiny
@@ -53,6 +57,11 @@ QUICK = ("flatquant.epochs=1", "duquant.steps=8", "threads=1", "lowering.top_k=4
 SAMPLES, LENGTH = 8, 10
 
 
+def checkpoint_of(name: str, root: Path) -> Checkpoint:
+    """A built-in model, or a random one."""
+    return open_checkpoint(BUILTIN[name]) if name in BUILTIN else random_checkpoint(name, root)
+
+
 def random_checkpoint(name: str, root: Path) -> Checkpoint:
     """A folder with the model `name` of `SIZES`, written once."""
 
@@ -76,6 +85,12 @@ def random_states(checkpoint: Checkpoint) -> States:
     ids = torch.randint(0, V - 4, (SAMPLES, LENGTH), generator=draw).tolist()
     samples = [Sample(row[:length], 2) for row, length in zip(ids, lengths, strict=True)]
     return make_states(samples, checkpoint.config, seed=0, noised=True)
+
+
+def built_in_states(checkpoint: Checkpoint) -> States:
+    """Noised canvases of the text that the built-in models know: on it they have outliers."""
+    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    return calibration_states(Calibration(samples=SAMPLES, length=32), tokenizer, checkpoint.config)
 
 
 def quick_recipe(method: str, bits: tuple[int, int], *sets: str) -> Recipe:
@@ -108,8 +123,8 @@ def rewritten_graph(
     return whole, weights, changed
 
 
-def feeds_of(states: States) -> tuple[Tensor, ...]:
+def feeds_of(checkpoint: Checkpoint, states: States) -> tuple[Tensor, ...]:
     """Inputs of the whole graph on which every row is a head row."""
-    ids = states.input_ids
+    ids, bias = states.input_ids, torch.zeros(checkpoint.config.embedding_size)
     positions = torch.arange(ids.shape[1]).expand(ids.shape)
-    return ids, positions, states.kv_len, positions.clone(), torch.zeros(V), torch.ones(len(ids))
+    return ids, positions, states.kv_len, positions.clone(), bias, torch.ones(len(ids))

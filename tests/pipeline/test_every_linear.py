@@ -106,7 +106,7 @@ def test_what_is_lowered_is_what_was_simulated(quantised: Quantised, method: str
     assert kinds == {name: (value.shape, value.dtype) for name, value in attributes(case.lowered).items()}
     assert not list(calls(case.lowered, ops.prepare.default)), "what a quantiser can do first stands outside it"
     simulated, lowered = (materialise(copy_of(graph), stored) for graph in (case.simulated, case.lowered))
-    compared = assert_lowered_equals_simulated(simulated, lowered, feeds_of(case.states))
+    compared = assert_lowered_equals_simulated(simulated, lowered, feeds_of(case.checkpoint, case.states))
     assert compared == (1 if bits[1] == 16 else 4 * case.checkpoint.config.num_layers + 1)
 
 
@@ -129,7 +129,7 @@ def test_blocks_in_a_row_are_the_whole_graph(quantised: Quantised, method: str) 
         x = graphs[f"blocks.{index}"](*canvas.inputs_of(x))
     _, expected = graphs[ENDS](case.states.input_ids[:, :0], x)
     whole = Values(materialise(copy_of(case.simulated), weights.all()))
-    whole.run(*feeds_of(case.states))
+    whole.run(*feeds_of(case.checkpoint, case.states))
     found = whole.values[list(calls(whole.graph_module, aten.linear.default))[-1]]
     assert torch.equal(found, expected)
 

@@ -11,21 +11,32 @@ from passes.graph import attributes
 from passes.methods import METHODS
 from pipeline.calibration.states import States
 from pipeline.capture import materialise
+from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import Checkpoint, load_model
 from tests.exports import shared_root
-from tests.pipeline.fitted import SIZES, feeds_of, quick_recipe, random_checkpoint, random_states, rewritten_graph
+from tests.pipeline.fitted import (
+    SIZES,
+    built_in_states,
+    checkpoint_of,
+    feeds_of,
+    quick_recipe,
+    random_states,
+    rewritten_graph,
+)
 
 TOLERANCE = 1e-4  # of the largest logit; the rewriting itself is solved in float64 and stored in float32
 UNCHANGED = {"none", "rtn", "gptq"}  # methods that only round
 Case = tuple[Checkpoint, States, Tensor]
 
 
-def cases() -> list[tuple[str, tuple[int, int]]]:
+def cases() -> list[tuple[str, tuple[int, int], str]]:
     """Every method with float activations and with integer ones, where it has both: only these get online nodes."""
-    chosen = {(4, 16), (4, 4)}
-    return [
-        (name, bits) for name in METHODS if name not in UNCHANGED for bits in sorted(chosen & METHODS[name].formats)
-    ]
+    chosen = []
+    for name, method in METHODS.items():
+        if name not in UNCHANGED:
+            chosen += [(name, (4, 4), model) for model in (*SIZES, *BUILTIN)]
+            chosen += [(name, (4, 16), model) for model in SIZES if (4, 16) in method.formats]
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +46,16 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
     @cache
     def made(name: str) -> Case:
-        checkpoint = random_checkpoint(name, root)
-        states = random_states(checkpoint)
-        ids, positions, kv_len, *_ = feeds_of(states)
+        checkpoint = checkpoint_of(name, root)
+        states = built_in_states(checkpoint) if name in BUILTIN else random_states(checkpoint)
+        ids, positions, kv_len, *_ = feeds_of(checkpoint, states)
         with torch.no_grad():
             return checkpoint, states, load_model(checkpoint).logits(ids, positions, kv_len)
 
     return made
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize(("method", "bits"), cases(), ids=str)
+@pytest.mark.parametrize(("method", "bits", "name"), cases(), ids=str)
 @torch.no_grad()
 def test_logits_stay(case: Callable[[str], Case], method: str, bits: tuple[int, int], name: str) -> None:
     checkpoint, states, expected = case(name)
@@ -55,7 +65,7 @@ def test_logits_stay(case: Callable[[str], Case], method: str, bits: tuple[int, 
     assert changed
     shapes = {key: (value.shape, value.dtype) for key, value in attributes(whole).items()}
     assert shapes == {key: (value.shape, value.dtype) for key, value in weights.items()}
-    *_, found = materialise(whole, weights)(*feeds_of(states))
+    *_, found = materialise(whole, weights)(*feeds_of(checkpoint, states))
     valid = torch.arange(found.shape[1])[None, :] < states.kv_len[:, None]
     difference = (found - expected)[valid].abs().max() / expected[valid].abs().max()
     assert difference <= TOLERANCE, f"{method} moves the logits by {float(difference):.2g}"
