@@ -33,11 +33,14 @@ def dequantize(codes: Tensor, w_scale: Tensor, bits: int, w_group: int = 0, w_ze
 
 def write_dequantize(body: Body, v: Mapping[str, ir.Value], attributes: Attributes) -> list[ir.Value]:
     """Nodes of `dequantize`."""
-    rest = [v[name] for name in ("w_scale", "w_zero") if name in v]
-    if attributes["w_group"]:
-        return [body("DequantizeLinear", v["codes"], *rest, axis=1, block_size=attributes["w_group"])]
-    columns = [body("Squeeze", value, body.ints(1)) for value in rest]
-    return [body("DequantizeLinear", v["codes"], *columns, axis=0)]
+    codes, w_scale, size = v["codes"], v["w_scale"], attributes["w_group"]
+    if attributes["has_zero"]:
+        # ONNX Runtime squeezes no INT4, so a whole row is one block here.
+        assert codes.shape is not None
+        return [body("DequantizeLinear", codes, w_scale, v["w_zero"], axis=1, block_size=size or codes.shape[1])]
+    if size:
+        return [body("DequantizeLinear", codes, w_scale, axis=1, block_size=size)]
+    return [body("DequantizeLinear", codes, body("Squeeze", w_scale, body.ints(1)), axis=0)]
 
 
 DEQUANTIZE = Op(

@@ -3,11 +3,14 @@
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
 from plugins.dequantize import dequantize
 from plugins.int4 import code_range
+from tests.plugins.conftest import build_model
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -28,6 +31,24 @@ def test_equals_textbook_and_standard_op(bits: int, symmetric: bool, w_group: in
     expected = (inputs["codes"].astype(np.float32) - wide_zero) * wide_scale
     assert np.array_equal(reference["y"], expected)
     assert np.array_equal(graph["y"], expected)
+
+
+@pytest.mark.parametrize("w_group", [0, 16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_need_no_optimiser(bits: int, w_group: int) -> None:
+    """An optimiser may compute on INT4 what no kernel of ONNX Runtime does."""
+    groups = 64 // (w_group or 64)
+    inputs = {
+        "codes": np.full((7, 64), -3, np.int8),
+        "w_scale": np.full((7, groups), 0.5, np.float32),
+        "w_zero": np.full((7, groups), 5, np.int8),
+    }
+    model = build_model("dequantize", {"bits": bits, "w_group": w_group}, inputs)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = ir.to_proto(model).SerializeToString()
+    (found,) = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"]).run(None, {})
+    assert np.array_equal(found, np.full((7, 64), -4, np.float32))
 
 
 def test_scales_of_another_size_are_refused() -> None:
