@@ -1,5 +1,6 @@
 """Calibration by the command line: workers and caches change no byte, text of a file is part of what was done."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from passes.methods import METHODS
 from pipeline.__main__ import main
+from pipeline.calibration.stream import Stream
 
 Made = Callable[..., Path]
 Out = pytest.CaptureFixture[str]
@@ -71,3 +73,23 @@ def test_text_of_a_file_decides(folder: Path, tmp_path: Path, capsys: Out) -> No
     path.write_text(TEXT[:400])
     assert calibrated(folder, output, *words, until="calibrate") == 4
     assert "gives 10 samples of calibration text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "quantize"])
+def test_ctrl_c_ends_the_workers_and_removes_the_cache(
+    folder: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    if stage == "quantize":
+        assert calibrated(folder, output, until="calibrate") == 0
+    seen: list[bool] = []
+
+    def interrupted(*unused: object) -> None:
+        seen.append(any((tmp_path / "out.work" / "cache").iterdir()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "advance", interrupted)
+    assert calibrated(folder, output, "--workers", "3", "--cache", "disk", until=stage) == 130
+    assert seen == [True]
+    assert list(tmp_path.rglob("cache")) == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("calibration")] == []
