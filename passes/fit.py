@@ -1,4 +1,4 @@
-"""What the passes of a method may learn from: samples of a piece's inputs, a seed, and numbers kept for the whole graph.
+"""What passes of a method may learn from: samples of a piece's inputs, a seed, and numbers kept for the whole graph.
 
 A pass runs twice: on a piece with weights and samples, and on the whole graph without either. Tensors it adds reach the
 whole graph through the sidecar files by name; what ends up as an attribute of a node goes through `numbers`.
