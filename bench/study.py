@@ -21,7 +21,7 @@ from pipeline.study.tasks import TASKS
 BITS = ("w8a8", "w4a16", "w3a16", "w4a8", "w4a4")
 SEEDS = "1,w4a4=3"
 # Figures of a single noise level, step or kind of question; kinds of exact match are kept.
-FINE = ("nll.", "choice.", "free.", "forced.")
+FINE = ("nll.", "choice.", "free.", "forced.", "free_mse.", "forced_mse.")
 
 
 def coarse(row: dict[str, Any]) -> dict[str, Any]:

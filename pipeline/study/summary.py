@@ -76,11 +76,14 @@ def _choice(task: Any) -> dict[str, Sums]:
 
 
 def _trajectory(task: Any) -> dict[str, Sums]:
-    """Errors as shares of the reference's power, at each step and over all."""
+    """Mean squared errors, and errors as shares of the reference's power, at each step and over all."""
     found: dict[str, Sums] = {}
     for way in ("free", "forced"):
         steps = [_share(error, power) for error, power in zip(task[way]["by_step"], task[way]["power"], strict=True)]
         found |= {f"{way}.{number}": each for number, each in enumerate(steps, start=1)}
+        squared = [Sums.of_json(error) for error in task[way]["by_step"]]
+        found |= {f"{way}_mse.{number}": each for number, each in enumerate(squared, start=1)}
+        found[f"{way}_mse"] = Sums.of_json(task[way]["total"])
         found[way] = Sums(
             values=tuple(map(sum, zip(*(each.values for each in steps), strict=True))),
             weights=tuple(map(sum, zip(*(each.weights for each in steps), strict=True))),

@@ -20,7 +20,8 @@ def outcome(*, nll: float = 0.5, right: float = 1.0, error: float = 0.1, seed: i
     bits = [nll * weight + draw.gauss(0, 0.01) for weight in tokens]
     hits = [float(n < right * SAMPLES) for n in range(SAMPLES)]
     steps = {
-        "by_step": [sums([error * step] * 4) for step in range(1, STEPS + 1)],
+        "total": sums([error * STEPS * (STEPS + 1) / 2] * 4, [8.0 * STEPS] * 4),
+        "by_step": [sums([error * step] * 4, [8.0] * 4) for step in range(1, STEPS + 1)],
         "power": [sums([2.0] * 4) for _ in range(STEPS)],
     }
     ids = [[n % 7, 1 if hit else 2, EOS, EOS] for n, hit in enumerate(hits)]

@@ -32,6 +32,8 @@ def test_figures_of_a_cell_are_those_of_its_tasks() -> None:
     assert found["same_tokens"].mean == pytest.approx((SAMPLES / 2 * 3 + SAMPLES / 2 * 2) / (3 * SAMPLES))
     assert [found[f"forced.{step}"].mean for step in range(1, STEPS + 1)] == pytest.approx([0.1, 0.2, 0.3])
     assert found["forced"].mean == pytest.approx(0.2)
+    assert found["forced_mse.3"].mean == pytest.approx(0.6 / 8)
+    assert found["free_mse"].mean == pytest.approx(0.4 / 8)
     assert found["nll.2"].mean == found["nll"].mean
     assert "same_answers" not in figures(reference, reference)
 
