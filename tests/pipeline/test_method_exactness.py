@@ -24,7 +24,9 @@ from tests.pipeline.fitted import (
     rewritten_graph,
 )
 
-TOLERANCE = 1e-4  # of the largest logit; the rewriting itself is solved in float64 and stored in float32
+# Of the largest logit. Weights are folded in float64 and stored in float32: what is left, 2e-6 on these models, is that
+# float32 sums in another order. The promise to users is 1e-4.
+TOLERANCE = 1e-5
 UNCHANGED = {"none", "rtn", "gptq"}  # methods that only round
 Case = tuple[Checkpoint, States, Tensor]
 
