@@ -50,14 +50,17 @@ class Case:
 
 Quantised = Callable[[str, Bits, str], Case]
 
+FINE = ("linear.w_group=16", "linear.a_group=16", "linear.symmetric=false")
+
 
 def cases() -> list[tuple[str, Bits, str]]:
-    """Every method and format, on one family or the other."""
-    return [
-        (name, bits, ("grouped", "llada")[index % 2])
-        for name, method in METHODS.items()
-        for index, bits in enumerate(sorted(method.formats - {(16, 16)}))
-    ]
+    """Every method and format, on one family or the other; with integer activations also on fine grids with zeros."""
+    chosen = []
+    for name, method in METHODS.items():
+        formats = sorted(method.formats - {(16, 16)})
+        chosen += [(name, bits, ("grouped", "llada")[index % 2]) for index, bits in enumerate(formats)]
+        chosen += [(name, bits, "grouped fine") for bits in formats if bits == (4, 4)]
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +70,9 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
 
     @cache
     def made(method: str, bits: Bits, family: str) -> Case:
-        checkpoint = random_checkpoint(family, root / "models")
-        recipe, states = quick_recipe(method, bits), random_states(checkpoint)
+        model, *fine = family.split()
+        checkpoint = random_checkpoint(model, root / "models")
+        recipe, states = quick_recipe(method, bits, *(FINE if fine else ())), random_states(checkpoint)
         folder = root / f"{method}-w{bits[0]}a{bits[1]}-{family}"
         write_weights(checkpoint, recipe, folder, states=states, on_piece=lambda _: None)
         weights = Weights(folder)
@@ -114,8 +118,7 @@ def test_what_is_lowered_is_what_was_simulated(quantised: Quantised, method: str
 @torch.no_grad()
 def test_blocks_in_a_row_are_the_whole_graph(quantised: Quantised, method: str) -> None:
     """Calibration sees blocks and a session the whole: clip ratios, mask states and rotations must be the same."""
-    (family,) = [family for name, bits, family in cases() if (name, bits) == (method, (4, 4))]
-    case = quantised(method, (4, 4), family)
+    case = quantised(method, (4, 4), "grouped fine")
     config, weights = case.checkpoint.config, case.weights
     graphs = {}
     for piece in pieces(config):
