@@ -37,7 +37,13 @@ def test_rotation_is_compared_with_smoothquant(quarot: float, duquant: float, ve
 
 
 def test_equal_methods_are_not_better_but_not_worse() -> None:
-    cells = [full(), measured("duquant"), measured("quarot"), measured("smoothquant", right=0.5)]
+    """Their draws differ, so the interval holds 0 within."""
+    cells = [
+        full(),
+        measured("duquant", seed=1),
+        measured("quarot", seed=3),
+        measured("smoothquant", seed=4, right=0.5),
+    ]
     assert verdicts(*rows(cells, [])) == {ROTATION: "disagrees", FAILS: "disagrees", DUQUANT: "agrees"}
 
 
@@ -46,7 +52,7 @@ def test_weights_alone_are_compared_at_both_bits() -> None:
         full(),
         *(measured("gptq", bits, nll=0.2, right=0.9) for bits in ("w4a16", "w3a16")),
         measured("awq", "w4a16", nll=0.3, right=0.9),
-        measured("awq", "w3a16", nll=0.1, right=0.98),
+        measured("awq", "w3a16", nll=0.1, right=0.975),
     ]
     assert verdicts(*rows(cells, [])) == {GPTQ: "mixed", W3: "mixed"}
 
