@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="local")
     parser.add_argument("--methods", nargs="+", choices=QUANTISING, default=list(QUANTISING))
     parser.add_argument("--states", nargs="+", default=["noised"])
+    parser.add_argument("--questions", type=int, default=100)
     options = parser.parse_args()
     request = Request(
         models=tuple(f"builtin:{name}" for name in BUILTIN),
@@ -45,7 +46,7 @@ def main() -> None:
             methods=tuple(options.methods), bits=BITS, states=tuple(options.states), seeds=parse_seeds(SEEDS, BITS)
         ),
         tasks=tuple(TASKS),
-        sizes=Sizes(),
+        sizes=Sizes(questions=options.questions),
     )
     content = study(request, options.output, engine=options.engine, jobs=options.jobs, report=Progress())
     print(write_result("study", content | {"rows": [coarse(row) for row in content["rows"]]}))

@@ -22,7 +22,7 @@ class FusePrepare:
             if len(prepare.users) != 1:
                 continue
             given = (*prepare.args, *DEFAULTS[len(prepare.args) :])
-            middle = quantize.args[TENSORS : EPS]
+            middle = quantize.args[TENSORS:EPS]
             quantize.args = (*given[:TENSORS], *middle, *given[TENSORS:])
             count += 1
         return count

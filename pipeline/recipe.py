@@ -51,7 +51,9 @@ class LinearFormat(Part):
         if self.a_bits == 16 and (self.a_group or not self.symmetric):
             raise ValueError("a_group and symmetric: false need a_bits below 16")
         if not self.w_symmetric and (self.a_bits < 16 or self.w_bits > 4):
-            raise ValueError("w_symmetric: false needs w_bits of 4 or 3 and a_bits 16: integer linears have no zero point")
+            raise ValueError(
+                "w_symmetric: false needs w_bits of 4 or 3 and a_bits 16: integer linears have no zero point"
+            )
         if self.a_group and self.w_group and self.a_group != self.w_group:
             raise ValueError(f"w_group {self.w_group} and a_group {self.a_group} must be equal when both are set")
         return self

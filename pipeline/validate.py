@@ -130,9 +130,7 @@ def _advice(checkpoint: Checkpoint, recipe: Recipe, errors: dict[str, float]) ->
         sets.append(f"--set 'skip=[{', '.join((*recipe.skip, *kept))}]'")
     moved = ", ".join(f"{site} ({error:.2g})" for site, error in worst)
     keep = f"keep them at 16 bits with {' '.join(sets)}, " if sets else ""
-    return (
-        f"Parts whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
-    )
+    return f"Parts whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
 
 
 def _report(

@@ -20,11 +20,11 @@ FULL_BITS = "float32"
 STATES = ("noised", "clean")
 QUANTISING = tuple(name for name in METHODS if name != "none")
 
-# The study's granularity: groups of 128 where only weights are quantised, else per channel and per token.
-BITS: dict[str, dict[str, int]] = {
+# The study's granularity: groups of 128 with a zero point where only weights are quantised, else per channel and token.
+BITS: dict[str, dict[str, int | bool]] = {
     "w8a8": {"w_bits": 8, "a_bits": 8, "w_group": 0, "a_group": 0},
-    "w4a16": {"w_bits": 4, "a_bits": 16, "w_group": 128, "a_group": 0},
-    "w3a16": {"w_bits": 3, "a_bits": 16, "w_group": 128, "a_group": 0},
+    "w4a16": {"w_bits": 4, "a_bits": 16, "w_group": 128, "w_symmetric": False, "a_group": 0},
+    "w3a16": {"w_bits": 3, "a_bits": 16, "w_group": 128, "w_symmetric": False, "a_group": 0},
     "w4a8": {"w_bits": 4, "a_bits": 8, "w_group": 0, "a_group": 0},
     "w4a4": {"w_bits": 4, "a_bits": 4, "w_group": 0, "a_group": 0},
     "w4a4g128": {"w_bits": 4, "a_bits": 4, "w_group": 128, "a_group": 128},

@@ -85,9 +85,7 @@ class _Compare:
         self._note(name, exact[valid], found[valid])
         return result[-1] if isinstance(result, tuple) else result
 
-    def _linears(
-        self, graph: GraphModule, quantised: GraphModule, inputs: tuple[Tensor, ...], valid: Tensor
-    ) -> Tensor:
+    def _linears(self, graph: GraphModule, quantised: GraphModule, inputs: tuple[Tensor, ...], valid: Tensor) -> Tensor:
         exact: dict[str, Tensor] = {}
 
         def remember(site: str, _: Tensor, y: Tensor) -> None:

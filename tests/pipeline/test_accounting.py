@@ -18,7 +18,7 @@ Made = Callable[..., Path]
 RECIPES = {
     "fp16": load_recipe("fp16"),
     "w8a8": load_recipe("rtn-w8a8", ["embedding.bits=8"]),
-    "w4a16": load_recipe("rtn-w4a16", ["linear.w_group=32"]),
+    "w4a16": load_recipe("rtn-w4a16", ["linear.w_group=32", "linear.w_symmetric=true"]),
     "zeros": load_recipe("rtn-w4a16", ["linear.w_group=32", "linear.w_symmetric=false"]),
     "w4a4": load_recipe("rtn-w4a4", ["skip=['*.down_proj']"]),
     "asymmetric": load_recipe("rtn-w4a4", ["linear.symmetric=false"]),

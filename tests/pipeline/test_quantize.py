@@ -22,7 +22,7 @@ Made = Callable[..., Path]
 RECIPES = {
     "fp16": load_recipe("fp16"),
     "rtn-w8a8": load_recipe("rtn-w8a8"),
-    "rtn-w4a16": load_recipe("rtn-w4a16", ["linear.w_group=32"]),
+    "rtn-w4a16": load_recipe("rtn-w4a16", ["linear.w_group=32", "linear.w_symmetric=true"]),
     "rtn-w3a16": load_recipe("rtn-w3a16", ["linear.w_group=16", "linear.w_symmetric=false"]),
     "rtn-w4a4": load_recipe("rtn-w4a4", ["embedding.bits=8", "skip=[blocks.1.mlp.down_proj]"]),
 }
