@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
 
-from pipeline.calibration.sources import check_source
 from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant
+from pipeline.calibration.sources import check_source
 from pipeline.errors import UsageFault
 
 if TYPE_CHECKING:
