@@ -81,13 +81,15 @@ def make_states(samples: Sequence[Sample], config: ModelConfig, *, seed: int, no
     answers = torch.zeros(len(samples), longest, dtype=torch.bool)
     masked = torch.zeros_like(answers)
     noise = torch.zeros(len(samples))
+    # In an order of their own, so that any part of the canvases, and any batch, has all levels of noise.
+    strata = random.Random(f"{seed}/strata").sample(range(len(samples)), len(samples))
     for n, sample in enumerate(samples):
         size = len(sample.ids)
         clean[n, :size] = torch.tensor(sample.ids)
         answers[n, sample.start : size] = True
         if noised:
             draw = random.Random(f"{seed}/{n}")
-            noise[n] = (n + draw.random()) / len(samples)
+            noise[n] = (strata[n] + draw.random()) / len(samples)
             for position in range(sample.start, size):
                 masked[n, position] = draw.random() < noise[n]
             if not masked[n].any():

@@ -57,10 +57,18 @@ def test_noise_is_stratified_and_is_the_share_that_is_masked(tokenizer: Tokenize
     count = 600
     states = made(tokenizer, config, count)
     strata = (states.noise * count).long()
-    assert strata.tolist() == list(range(count))
+    assert sorted(strata.tolist()) == list(range(count))
     expected = (states.noise[:, None] * states.answer).sum(1)
     deviation = (states.masked.sum(1) - expected).sum() / expected.sum()
     assert abs(float(deviation)) <= 0.02  # 12,000 draws, and at least one of a row
+
+
+def test_any_part_has_all_levels_of_noise(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """What takes a prefix, or learns in order, sees no other noise than the rest: a tenth is uniform to 0.25."""
+    noise = made(tokenizer, config, 600).noise
+    for part in noise.split(60):
+        levels = (torch.arange(60) + 0.5) / 60
+        assert float((part.sort().values - levels).abs().max()) <= 0.25  # exceeded by 0.1 % of random parts
 
 
 def test_equal_seeds_give_equal_states(tokenizer: Tokenizer, config: ModelConfig) -> None:
