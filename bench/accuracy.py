@@ -1,7 +1,7 @@
 """Exact match of the reference models, full precision and rounded to nearest. `python -m bench.accuracy`
 
-The same path as `dllmc eval`: a checkpoint runs at full precision in torch, a bundle in ONNX Runtime. All methods are in
-`bench.study`.
+The same path as `dllmc eval`: a checkpoint runs at full precision in torch, a bundle in ONNX Runtime.
+All methods are in `bench.study`.
 """
 
 import argparse
