@@ -7,6 +7,7 @@ exact, so it is part of quantisation; how far off it is depends on what little t
 Shape letters: K inner, a x b = K the Kronecker factors.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,21 @@ def gate_of(factors: tuple[int, int], share: int) -> Gate:
         )
     _, axis, size = min(fitting)
     return Gate(axis, size)
+
+
+def factor_pairs(width: int) -> list[tuple[int, int]]:
+    """All (a, b) with a x b = width and a <= b, the closest pair first."""
+    return [(left, width // left) for left in range(math.isqrt(width), 0, -1) if width % left == 0]
+
+
+def gated_factors(width: int, share: int) -> tuple[int, int]:
+    """(a, b) with a x b = width and a <= b: the closest pair whose gate has `width` / `share` coordinates, not more.
+
+    The closest pair where none has. 4096 = 64 x 64, 3584 = 56 x 64, 384 = 12 x 32, 128 = 4 x 32 for a share of 32.
+    """
+    pairs = factor_pairs(width)
+    exact = (pair for pair in pairs if any(size % share == 0 and size > 2 * (size // share) for size in pair))
+    return next(exact, pairs[0])
 
 
 def gate_masks(factors: tuple[int, int], gate: Gate) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from passes.fit import Batch, CalibrationError, Fit, Samples
-from passes.gate_transforms import gate_masks, gate_of
+from passes.gate_transforms import factor_pairs, gate_masks, gate_of, gated_factors
 from passes.graph import attribute, int_of, is_call, node_of, site_of
 from passes.insert_transform import Transform
 from passes.learned_transforms import LearnedTransforms, Site, Values, simulated_linear
@@ -80,14 +80,12 @@ class TrainTransforms:
             )
         return sites
 
-    @staticmethod
-    def _factors(graph: GraphModule, linear: Node) -> tuple[int, int]:
+    def _factors(self, graph: GraphModule, linear: Node) -> tuple[int, int]:
         """Heads by channels of a head behind attention, as in the paper, else as close as can be."""
         width = float_weight(graph, linear).shape[1]
         producer = producer_of(graph, linear)
         if producer is None or producer.through != "attention":
-            left = next(size for size in range(math.isqrt(width), 0, -1) if width % size == 0)
-            return left, width // left
+            return gated_factors(width, self.share) if self.share else factor_pairs(width)[0]
         attention = node_of(node_of(node_of(linear.args[0]).args[0]).args[0])  # flatten(transpose(attention))
         sizes = node_of(node_of(attention.args[2]).args[0]).args[2]  # transpose(unflatten(v, -1, [J, C]))
         assert isinstance(sizes, list | tuple), sizes

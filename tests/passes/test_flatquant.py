@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from passes.base import run
 from passes.fit import Batch, Fit
-from passes.graph import attribute, attributes, calls, node_of, site_of
+from passes.graph import attribute, attributes, calls, int_of, node_of, site_of
 from passes.invariants import check_quantized, check_rewritten
 from passes.methods import METHODS
 from passes.options import FlatQuant, FreeAct, Options
@@ -150,6 +150,14 @@ def test_heads_are_a_factor_behind_attention() -> None:
     right = attributes(graph)["blocks.0.attn.o_proj.right"]
     assert (len(left), len(right)) == (one.config.num_heads, one.config.head_dim)
     assert len(attributes(graph)["blocks.0.mlp.down_proj.left"]) == 6  # 48 = 6 x 8
+
+
+def test_a_state_keeps_the_share_of_each_input_that_was_asked_for() -> None:
+    graph, _, _ = quantised(case("llada"), "freeact", plan_of(case("llada")))
+    for node in calls(graph, ops.prepare.default):
+        sizes = [len(attribute(graph, node_of(node.args[place]))) for place in (5, 6)]
+        axis, size = map(int_of, node.args[9:])
+        assert 8 * size * sizes[1 - axis] == sizes[0] * sizes[1]
 
 
 def test_weights_by_gptq_saturate_as_learned() -> None:

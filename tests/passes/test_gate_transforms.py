@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.fit import CalibrationError
-from passes.gate_transforms import Gate, GateTransforms, gate_masks, gate_of, state_node
+from passes.gate_transforms import Gate, GateTransforms, factor_pairs, gate_masks, gate_of, gated_factors, state_node
 from passes.graph import calls, node_of
 from passes.insert_transform import InsertTransform, Transform
 from passes.solvers.draws import generator
@@ -42,6 +42,30 @@ def transformed(*, state: bool = True) -> GraphModule:
 )  # fmt: skip
 def test_gates_of_the_models_hold_a_thirty_second(factors: tuple[int, int], gate: Gate) -> None:
     assert gate_of(factors, 32) == gate
+
+
+@pytest.mark.parametrize(
+    ("width", "factors"),
+    [(128, (4, 32)), (384, (12, 32)), (3584, (56, 64)), (4096, (64, 64)), (12288, (96, 128)), (18944, (128, 148)),
+     (100, (10, 10)), (97, (1, 97))],
+)  # fmt: skip
+def test_the_closest_factors_with_a_thirty_second(width: int, factors: tuple[int, int]) -> None:
+    assert gated_factors(width, 32) == factors
+
+
+@given(st.integers(1, 3000), st.integers(2, 40))
+def test_factors_hold_the_share_where_any_do(width: int, share: int) -> None:
+    def size(factors: tuple[int, int]) -> int | None:
+        try:
+            gate = gate_of(factors, share)
+        except CalibrationError:
+            return None
+        return gate.size * factors[1 - gate.axis]
+
+    pairs = factor_pairs(width)
+    assert sorted({size for pair in pairs for size in pair}) == [n for n in range(1, width + 1) if width % n == 0]
+    exact = [pair for pair in pairs if (found := size(pair)) is not None and found * share == width]
+    assert gated_factors(width, share) == (exact or pairs)[0]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 40))
