@@ -19,12 +19,13 @@ from passes.magnitudes import largest_rows, needed
 from passes.quant_spec import QuantPlan
 from passes.solvers.draws import generator
 from passes.solvers.greedy_rotation import greedy_rotation
+from passes.solvers.kronecker import by_parts
 from passes.solvers.zigzag import zigzag
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
-ROWS = 256  # calibration rows a site: the largest, since it is the largest value that each step lowers
-
-PART = 4096  # rows of a weight turned at a time: `rotate` works in float64
+# Calibration rows a site: those with the largest values, since it is the largest that each step lowers. What zigzag
+# deals out are the channels' peaks over these rows alone; the released code takes the mean of the hidden sequences.
+ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class BlockRotation:
 
     def apply(self, rows: Tensor) -> Tensor:
         """Rows [M, K] turned."""
-        return torch.cat([ops.rotate(part, self.blocks, self.order) for part in torch.split(rows, PART)])
+        blocks = self.blocks.double()  # once, and not by `rotate` for each part
+        return by_parts(rows, lambda part: ops.rotate(part, blocks, self.order))
 
 
 class InsertRotation:

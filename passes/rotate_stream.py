@@ -43,7 +43,7 @@ class RotateStream:
         return len(turned)
 
     def _turn(self, graph: GraphModule, turned: set[str], value: object, *, rows: bool) -> None:
-        """Each row of a weight (or a bias), or each column, in place of the old one: two large copies never coexist."""
+        """Each row of a weight (or a bias), or each column; one by one, so that one weight at a time is there twice."""
         node = node_of(value)
         weight, name = attribute(graph, node), attribute_name(node)
         if name in turned:

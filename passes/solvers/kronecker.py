@@ -14,16 +14,19 @@ from torch import Tensor
 
 from passes.solvers.hadamard import has_hadamard, rotation, signs
 
-ROWS = 4096  # rows of a weight turned at a time in float64: an LM head needs no second copy
+PART = 1 << 18  # values of a weight turned at a time: float64 and its products are small beside an LM head
+
+DEARER = 2  # times the operations of the closest pair that a pair with Hadamard matrices may cost
 
 
 def factors(size: int) -> tuple[int, int]:
     """(a, b) with a x b = size and a <= b: the closest pair that has Hadamard matrices, else the closest pair.
 
-    3584 = 56 x 64, 12288 = 96 x 128, 18944 = 128 x 148.
+    3584 = 56 x 64, 12288 = 96 x 128, 18944 = 128 x 148; 11008 = 86 x 128, since 2 x 5504 would cost 26 times as much.
     """
     pairs = [(a, size // a) for a in range(math.isqrt(size), 0, -1) if size % a == 0]
-    return next((pair for pair in pairs if all(map(has_hadamard, pair))), pairs[0])
+    affordable = (pair for pair in pairs if sum(pair) <= DEARER * sum(pairs[0]))
+    return next((pair for pair in affordable if all(map(has_hadamard, pair))), pairs[0])
 
 
 def apply_kronecker(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ def fold_kronecker(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     inverse_left = torch.linalg.inv(left.double()).T
     inverse_right = torch.linalg.inv(right.double()).T
-    return _by_parts(weight, lambda rows: apply_kronecker(rows, inverse_left, inverse_right))
+    return by_parts(weight, lambda rows: apply_kronecker(rows, inverse_left, inverse_right))
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,11 @@ class Rotation:
 
     def apply(self, rows: Tensor) -> Tensor:
         """Rows [..., K] turned, summed in float64, in their own type."""
-        return _by_parts(rows, lambda x: apply_kronecker(x.double() * self.signs, self.left, self.right))
+        return by_parts(rows, lambda x: apply_kronecker(x.double() * self.signs, self.left, self.right))
 
     def undo(self, rows: Tensor) -> Tensor:
         """Inverse of `apply`."""
-        return _by_parts(rows, lambda x: apply_kronecker(x.double(), self.left.T, self.right.T) * self.signs)
+        return by_parts(rows, lambda x: apply_kronecker(x.double(), self.left.T, self.right.T) * self.signs)
 
 
 def hadamard_rotation(size: int, generator: torch.Generator) -> Rotation:
@@ -65,6 +68,10 @@ def hadamard_rotation(size: int, generator: torch.Generator) -> Rotation:
     return Rotation(signs(size, generator), left, right)
 
 
-def _by_parts(rows: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
-    parts = torch.split(rows.reshape(-1, rows.shape[-1]), ROWS)
-    return torch.cat([turn(part).to(rows.dtype) for part in parts]).reshape(rows.shape)
+def by_parts(rows: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+    """`turn` of rows [..., K], some at a time, in the type and the order in memory of `rows`: one copy and no more."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    made, size = torch.empty_like(flat), max(1, PART // max(1, flat.shape[-1]))
+    for part, place in zip(torch.split(flat, size), torch.split(made, size), strict=True):
+        place.copy_(turn(part))
+    return made.reshape(rows.shape)

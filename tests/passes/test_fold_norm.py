@@ -5,6 +5,7 @@ from torch.fx import GraphModule
 
 from passes.fold_norm import FoldNorm
 from passes.graph import attributes
+from tests.passes.live_bytes import peak_bytes
 from tests.passes.sketch import Sketch, assert_untouched, aten, copy_of, edited
 
 K = 16
@@ -37,6 +38,18 @@ def test_the_gain_moves_into_every_linear_and_nothing_changes() -> None:
     for found, expected in zip(folded(x), graph(x), strict=True):
         # The products are the same powers-of-two multiples; only the order of the sums may differ.
         assert (found - expected).abs().max() <= K * 2.0**-24 * expected.abs().max()
+
+
+def test_one_weight_at_a_time_is_there_twice() -> None:
+    def three_folded() -> None:
+        sketch = Sketch()
+        norm = sketch(aten.rms_norm.default, sketch.input("x"), [K], sketch.weight("norm.weight", GAIN), 1e-3)
+        linears = [sketch.linear(norm, f"a.{site}_proj", torch.randn(50_000, K)) for site in "qkv"]
+        graph = sketch.output(*linears)
+        del sketch  # it holds the weights
+        FoldNorm()(graph)
+
+    assert peak_bytes(three_folded) <= (3 + 1.2) * 50_000 * K * 4
 
 
 def test_a_second_run_changes_no_value() -> None:

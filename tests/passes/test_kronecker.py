@@ -9,6 +9,7 @@ from passes.solvers import kronecker
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import has_hadamard
 from passes.solvers.kronecker import apply_kronecker, factors, fold_kronecker, hadamard_rotation
+from tests.passes.live_bytes import peak_bytes
 
 REAL = {
     128: (8, 16),
@@ -18,6 +19,10 @@ REAL = {
     4096: (64, 64),
     12288: (96, 128),
     18944: (128, 148),
+    14336: (112, 128),
+    # 43 x 256 and twice that: the only pairs with Hadamard matrices are 2 x 5504 and 4 x 5504.
+    11008: (86, 128),
+    22016: (128, 172),
 }
 
 
@@ -27,11 +32,12 @@ def test_factors_of_real_widths(size: int) -> None:
 
 
 @given(st.integers(1, 600))
-def test_factors_are_the_closest_pair_and_hadamard_where_any_is(size: int) -> None:
+def test_factors_are_the_closest_pair_and_hadamard_where_that_is_no_dearer_than_twice(size: int) -> None:
     a, b = factors(size)
     assert (a * b, a <= b) == (size, True)
     pairs = [(x, size // x) for x in range(1, size + 1) if size % x == 0 and x * x <= size]
-    both = [pair for pair in pairs if has_hadamard(pair[0]) and has_hadamard(pair[1])]
+    least = min(map(sum, pairs))
+    both = [pair for pair in pairs if has_hadamard(pair[0]) and has_hadamard(pair[1]) and sum(pair) <= 2 * least]
     assert (a, b) == min(both or pairs, key=lambda pair: pair[1] - pair[0])
 
 
@@ -58,8 +64,23 @@ def test_weights_are_folded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = generator(1)
     weight, left, right = (torch.randn(shape, generator=draw) for shape in ((7, 6), (2, 2), (3, 3)))
     whole = fold_kronecker(weight, left, right)
-    monkeypatch.setattr(kronecker, "ROWS", 3)
+    monkeypatch.setattr(kronecker, "PART", 20)  # rows: 3, 3 and 1
     assert (fold_kronecker(weight, left, right) - whole).abs().max() <= 1e-6 * whole.abs().max()
+
+
+def test_a_turned_weight_lies_as_the_weight_does() -> None:
+    weight = torch.randn(6, 8)
+    turned = hadamard_rotation(6, generator(0)).apply(weight.T)
+    assert turned.stride() == weight.T.stride()
+    assert torch.equal(turned, hadamard_rotation(6, generator(0)).apply(weight.T.contiguous()))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_turning_a_large_weight_takes_one_copy_of_it(*, transposed: bool) -> None:
+    weight = torch.randn(64, 200_000).T if transposed else torch.randn(200_000, 64)
+    rotation = hadamard_rotation(64, generator(0))
+    assert peak_bytes(lambda: rotation.apply(weight)) <= 1.2 * weight.nbytes
+    assert peak_bytes(lambda: fold_kronecker(weight, rotation.left, rotation.right)) <= 1.2 * weight.nbytes
 
 
 @given(st.integers(1, 60), st.integers(0, 9))

@@ -14,9 +14,10 @@ from passes.rotate_stream import RotateStream, stream_rotation
 from passes.rotate_values import RotateValues
 from pipeline.capture import capture_piece, pieces
 from tests.passes.conftest import Whole
+from tests.passes.live_bytes import peak_bytes
 from tests.passes.lockstep import Values
 from tests.passes.rewrites import Feeds, assert_same_logits, on_shapes, values_of
-from tests.passes.sketch import aten, copy_of, count, ops
+from tests.passes.sketch import Sketch, aten, copy_of, count, ops
 from tests.pipeline.random_models import tiny
 
 FAMILIES = ("llada", "dream", "odd")
@@ -46,6 +47,19 @@ def test_logits_stay(whole: Whole, feeds: Feeds, family: str, edits: tuple[Pass,
     assert str(shapes.graph) == str(made.graph)
     assert {n: v.shape for n, v in attributes(shapes).items()} == {n: v.shape for n, v in attributes(made).items()}
     assert all(value.is_meta for value in attributes(shapes).values())
+
+
+def test_the_stream_turns_one_large_weight_at_a_time() -> None:
+    def ends_turned() -> None:
+        sketch = Sketch()
+        table = sketch.weight("embed", torch.randn(200_000, 64))
+        x = sketch(aten.embedding.default, table, sketch.input("ids"))
+        norm = sketch(aten.rms_norm.default, x, [64], None, 1e-3)
+        graph = sketch.output(sketch.linear(norm, "head", torch.randn(200_000, 64)))
+        del sketch  # it holds the weights
+        RotateStream(0)(graph)
+
+    assert peak_bytes(ends_turned) <= (2 + 1.2) * 200_000 * 64 * 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
