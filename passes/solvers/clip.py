@@ -25,12 +25,12 @@ def clip_ratios(
     ratios = torch.ones(rows, inner // size, device=weight.device)
     for chunk in row_chunks(weight):
         part = torch.unflatten(weight[chunk].float(), 1, (-1, size))
-        least = torch.full_like(ratios[chunk], torch.inf)
+        ends, least = levels.range_of(part), torch.full_like(ratios[chunk], torch.inf)
         for step in range(steps):
             ratio = 1 - step / steps
             if ratio <= lowest:
                 break
-            scale, zero = (each[..., None] for each in levels.fit(part, ratio))
+            scale, zero = (each[..., None] for each in levels.fit_range(*ends, ratio))
             wrong = levels.value(levels.round(part, scale, zero), scale, zero) - part
             error = wrong.abs_().pow_(power).sum(dim=-1)
             ratios[chunk] = torch.where(error < least, ratio, ratios[chunk])

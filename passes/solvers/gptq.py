@@ -43,7 +43,7 @@ def gptq(
     size = group or inner
     if inner % size:
         raise ValueError(f"a group does not divide the columns; got {size} and {inner}")
-    columns = weight.to(hessian.dtype).T.clone()  # [K, N]: a column is contiguous
+    columns = weight.to(hessian.dtype).T.clone(memory_format=torch.contiguous_format)  # [K, N]: a column is
     columns[hessian.diagonal() == 0] = 0
     scales = _Scales(Levels(bits, symmetric), (inner // size, rows), clip)
     order = torch.arange(inner)
@@ -79,7 +79,8 @@ class _Scales:
         part, levels = columns.T, self.levels
         ratio: Tensor | float = 1.0
         if self.clip:
-            ratio = clip_ratios(part, bits=levels.bits, group=0, symmetric=levels.symmetric)[:, 0]
+            # In rows: the search sums each many times.
+            ratio = clip_ratios(part.contiguous(), bits=levels.bits, group=0, symmetric=levels.symmetric)[:, 0]
         self.scale[group], self.zero[group] = levels.fit(part, ratio)
 
     def round(self, group: int, column: Tensor) -> tuple[Tensor, Tensor]:

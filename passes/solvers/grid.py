@@ -37,11 +37,21 @@ class Levels:
 
     def fit(self, part: Tensor, clip: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Scale float32 [...] and zero [...] of floats `part` [..., g]; `clip` [...] is the ratio c."""
+        return self.fit_range(*self.range_of(part), clip)
+
+    def range_of(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends [...] of what a grid for floats `part` [..., g] spans: lo and hi, or -amax and amax when symmetric."""
         if self.symmetric:
-            scale = _positive(part.abs().amax(dim=-1) * clip / float(self.high))
+            amax = part.abs().amax(dim=-1)
+            return -amax, amax
+        return part.amin(dim=-1).clamp(max=0), part.amax(dim=-1).clamp(min=0)
+
+    def fit_range(self, low: Tensor, high: Tensor, clip: Tensor | float) -> tuple[Tensor, Tensor]:
+        """As `fit`, from what `range_of` gave: a search over ratios looks at the floats once."""
+        if self.symmetric:
+            scale = _positive(high * clip / float(self.high))
             return scale, torch.zeros_like(scale)
-        high = part.amax(dim=-1).clamp(min=0) * clip
-        low = part.amin(dim=-1).clamp(max=0) * clip
+        low, high = low * clip, high * clip
         scale = _positive((high - low) / float(self.high - self.low))
         return scale, (self.low - low / scale).round().clamp(self.low, self.high)
 

@@ -1,10 +1,13 @@
 """The search of clip ratios against a slow loop over all of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from passes.solvers import grid as grids
 from passes.solvers.clip import clip_ratios
@@ -66,6 +69,22 @@ def test_ratios_stay_above_the_lowest() -> None:
     tried = {"bits": 3, "group": 0, "symmetric": True, "steps": 10}
     assert clip_ratios(weight, **tried, lowest=0.5).tolist() == [[pytest.approx(0.6)]]
     assert float(clip_ratios(weight, **tried, lowest=0.2)) < 0.5
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_ends_of_a_weight_are_looked_for_once(*, symmetric: bool) -> None:
+    class Reductions(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            self.seen += func in (torch.ops.aten.amax.default, torch.ops.aten.amin.default)
+            return func(*args, **(kwargs or {}))
+
+    with Reductions() as count:
+        clip_ratios(torch.randn(3, 8), bits=4, group=4, symmetric=symmetric)
+    assert count.seen == (1 if symmetric else 2)
 
 
 def test_rows_in_chunks_are_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from passes.solvers.clip import clip_ratios
 from passes.solvers.gptq import SingularHessianError, gptq, inverse_factor
-from passes.solvers.grid import Grid
+from passes.solvers.grid import Grid, Levels
 from passes.solvers.nearest import round_to_nearest
 from tests.passes.grids import textbook_code, textbook_scale, values
 
@@ -180,6 +180,23 @@ def test_a_hessian_that_stays_singular_is_refused(spoil: float) -> None:
     hessian[1, 2] = hessian[2, 1] = spoil
     with pytest.raises(SingularHessianError, match="stays singular with a damping of 1"):
         gptq(torch.randn(2, 4), hessian, bits=4, group=0, symmetric=True, damping=0.01, block=4)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (1, 8)])
+def test_a_column_lies_in_one_piece(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    strides = []
+    fit = Levels.fit
+
+    def watched(levels: Levels, part: Tensor, clip: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        strides.append(part.T.stride())
+        return fit(levels, part, clip)
+
+    monkeypatch.setattr(Levels, "fit", watched)
+    weight, hessian = torch.randn(shape), random_hessian(8, 0).float()
+    before = weight.clone()
+    gptq(weight, hessian, bits=4, group=4, symmetric=True, damping=0.01, block=8)
+    assert strides == [(shape[0], 1)] * 2
+    assert torch.equal(weight, before)
 
 
 def test_group_must_divide_the_columns() -> None:
