@@ -164,7 +164,7 @@ def _fail(fault: BaseException, invocation: Invocation) -> int:
 
 
 def as_known(fault: BaseException) -> DllmcError | None:
-    """What a library's exception means to the user; None when it is our bug."""
+    """What a library's exception, or the one that caused it, means to the user; None when it is our bug."""
     words = str(fault).lower()
     if isinstance(fault, DllmcError):
         return fault
@@ -180,7 +180,7 @@ def as_known(fault: BaseException) -> DllmcError | None:
             return EnvironmentFault(
                 f"the package {package!r} is missing; install it with `pip install '{INSTALLED_BY[package]}'`"
             )
-    return None
+    return None if fault.__cause__ is None else as_known(fault.__cause__)
 
 
 def _report(message: str, code: int) -> int:

@@ -15,6 +15,7 @@ import click
 import pytest
 
 import pipeline
+from passes.base import PassError
 from pipeline import cli
 from pipeline.__main__ import Terminated, as_known, main
 from pipeline.cli import COMMANDS, Entry
@@ -111,6 +112,13 @@ def install(monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
     monkeypatch.setattr("pipeline.cli.models.command", click.Command("models", callback=act))
 
 
+def caused(by: Exception) -> PassError:
+    """What the runner of passes makes of an exception."""
+    fault = PassError(f"pass Fold failed ({by}); passes before it: none")
+    fault.__cause__ = by
+    return fault
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
@@ -130,6 +138,9 @@ def install(monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> None:
         (ModuleNotFoundError("No module named 'pipeline.x'", name="pipeline.x"), 1),
         (KeyboardInterrupt(), 130),
         (ZeroDivisionError("x"), 1),
+        (caused(MemoryError()), 3),
+        (caused(caused(OSError(errno.ENOSPC, "No space left on device"))), 3),
+        (caused(ZeroDivisionError("x")), 1),
     ],
 )
 def test_every_fault_has_its_code_and_one_line(
