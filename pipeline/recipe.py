@@ -136,7 +136,7 @@ class DuQuantPart(Part):
     """As `passes.options.DuQuant`."""
 
     alpha: Share = 0.5
-    block: int = Field(default=128, ge=2, le=65536)
+    block: int = Field(default=128, ge=2, le=1024)  # larger ones cost hours: products of [block, block] in float64
     steps: int = Field(default=256, ge=1, le=65536)
     a_clip: float = Field(default=0.9, gt=0, le=1)
     w_clip: float = Field(default=0.8, gt=0, le=1)

@@ -273,5 +273,11 @@ def test_sections_of_methods_are_the_options_that_passes_read() -> None:
     assert (changed.gptq.damping, changed.duquant.block, changed.freeact.share) == (0.5, 64, 16)
 
 
+def test_blocks_of_duquant_are_small_enough_to_be_multiplied_many_times() -> None:
+    assert load_recipe("duquant-w4a4", ["duquant.block=1024"]).options().duquant.block == 1024
+    with pytest.raises(UsageFault, match=r"duquant\.block"):
+        load_recipe("duquant-w4a4", ["duquant.block=1025"])
+
+
 def test_methods_are_those_of_the_table() -> None:
     assert set(get_args(Recipe.model_fields["method"].annotation)) == set(METHODS)
