@@ -1,5 +1,9 @@
 """Activation-aware scales and clips, by search on the error of the linear's output (AWQ, arXiv 2306.00978).
 
+Two deviations from the released code. It clamps weights at +-r max|w| and fits the grid anew, here both ends of the
+grid are scaled by r. It scores the scales of q_k_v and gate_up by the output of the whole attention or MLP, here by the
+linear's own, as equation 4 does.
+
 Shape letters: M sample rows, N outputs, K input channels, G groups.
 """
 
@@ -53,7 +57,8 @@ def search_clip(
 ) -> Tensor:
     """Clip ratios float32 [N, G] of 1, 1 - 1/steps, .. not below `lowest`, each the best of its row and group:
 
-    least |(Q(W) - W) X^T|^2 over the columns of the group, rows [M, K] (the released code's search).
+    least |(Q(W) - W) X^T|^2 over the columns of the group, rows [M, K] (the released code's search, of
+    the ratios of both ends of the grid).
     """
     size = group or weight.shape[1]
     samples = same_gram(rows.reshape(len(rows), -1, size).transpose(0, 1))
