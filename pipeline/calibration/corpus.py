@@ -1,6 +1,6 @@
-"""The canvases of a calibration: texts of its source, encoded, cut, drawn by its seed and noised.
+"""The canvases of a calibration: texts of its source, encoded, joined, cut, drawn by its seed and noised.
 
-Texts come in the order of their source; which of them are taken, and where the noise is, is keyed by the seed.
+Texts come in the order of their source; which samples of them are taken, and where the noise is, is keyed by the seed.
 """
 
 from __future__ import annotations
@@ -19,37 +19,49 @@ from pipeline.models.config import ModelConfig
 if TYPE_CHECKING:
     from pipeline.recipe import Calibration
 
-MIN_TOKENS = 8  # a heading says little of what activations look like
+MIN_TOKENS = 8  # fewer say little of what activations look like
 
 
 @dataclass
 class Pool:
-    """Samples to draw from, and how many texts gave none."""
+    """Samples of at most `length` tokens to draw from, and how much text gave none; `cut` after the last text."""
 
+    tokenizer: Tokenizer
+    config: ModelConfig
+    length: int
     samples: list[Sample] = field(default_factory=list)
     too_short: int = 0
     too_long: int = 0
+    _joined: list[int] = field(default_factory=list)
 
-    def add(self, text: Text, tokenizer: Tokenizer, config: ModelConfig, length: int) -> None:
-        """A pair is one sample, if its prompt leaves room; other text is cut into windows of `length` tokens."""
+    def add(self, text: Text) -> None:
+        """A pair is one sample, if its prompt leaves room; other text is joined to the text right before it."""
         if text.prompt is not None:
-            sample = encode_pair(text.prompt, text.answer, tokenizer, config)
-            if sample.start >= length:
+            self.cut()
+            sample = encode_pair(text.prompt, text.answer, self.tokenizer, self.config)
+            if sample.start >= self.length:
                 self.too_long += 1
             else:
-                self._keep(Sample(sample.ids[:length], sample.start), text, config)
+                self.samples.append(Sample(self._checked(sample.ids[: self.length], text), sample.start))
             return
-        ids = tokenizer.encode(text.answer, add_special_tokens=False).ids
-        windows = [ids[start : start + length] for start in range(0, len(ids), length)]
-        kept = [window for window in windows if len(window) >= min(MIN_TOKENS, length)]
-        self.too_short += not kept
-        for window in kept:
-            self._keep(Sample(window, 0), text, config)
+        ids = self._checked(self.tokenizer.encode(text.answer, add_special_tokens=False).ids, text)
+        if ids:
+            self._joined += [self.config.eos_id, *ids] if self._joined else ids
 
-    def _keep(self, sample: Sample, text: Text, config: ModelConfig) -> None:
-        if config.mask_id in sample.ids:
+    def cut(self) -> None:
+        """What was joined becomes windows of `length` tokens, the rest one window if it is long enough."""
+        for start in range(0, len(self._joined), self.length):
+            window = self._joined[start : start + self.length]
+            if len(window) >= min(MIN_TOKENS, self.length):
+                self.samples.append(Sample(window, 0))
+            else:
+                self.too_short += 1
+        self._joined = []
+
+    def _checked(self, ids: list[int], text: Text) -> list[int]:
+        if self.config.mask_id in ids:
             raise InputRefused(f"{text.where} holds the mask token of the model; calibration text must not: remove it")
-        self.samples.append(sample)
+        return ids
 
 
 def calibration_states(part: Calibration, tokenizer: Tokenizer, config: ModelConfig) -> States:
@@ -64,15 +76,18 @@ def calibration_states(part: Calibration, tokenizer: Tokenizer, config: ModelCon
 
 
 def _drawn(part: Calibration, tokenizer: Tokenizer, config: ModelConfig, length: int) -> list[Sample]:
-    pool = Pool()
+    pool = Pool(tokenizer, config, length)
     for text in texts(part.source):
-        pool.add(text, tokenizer, config, length)
+        pool.add(text)
+    pool.cut()
     found = len(pool.samples)
     if found < part.samples:
         why = [f"{pool.too_short} with fewer than {MIN_TOKENS} tokens"] if pool.too_short else []
         why += [f"{pool.too_long} whose prompt fills calibration.length {length}"] if pool.too_long else []
         left = f" (left out: {', '.join(why)})" if why else ""
-        mend = f"pass --set calibration.samples={found}, or more text" if found else "give more text"
+        mend = "give more text"
+        if found:
+            mend = f"pass --set calibration.samples={found}, or for plain text a smaller calibration.length, or {mend}"
         raise InputRefused(
             f"{part.source} gives {found} samples of calibration text{left}; calibration.samples asks for "
             f"{part.samples}: {mend}"

@@ -21,8 +21,8 @@ FORMS = "builtin, file:PATH or hf:NAME@COMMIT[:SPLIT[:FIELD]]"
 HUB = re.compile(
     r"(?P<name>[\w.-]+(/[\w.-]+){0,2})@(?P<commit>[0-9a-f]{40})(:(?P<split>\w+)(:(?P<field>\w+(\+\w+)?))?)?", re.ASCII
 )
-MAX_BYTES = 1 << 24
-MAX_RECORDS = 1 << 12  # of a dataset: its first ones, since the whole of it may be terabytes
+MAX_BYTES = 1 << 24  # of a file; of a dataset its first ones, since the whole of it may be terabytes
+MAX_RECORDS = 1 << 16  # which may be empty, or lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +153,13 @@ def _hub(name: str) -> Iterator[Text]:
     try:
         split = found["split"] or "train"
         records = load_dataset(owner, *config, split=split, revision=found["commit"], streaming=True)
+        left = MAX_BYTES
         for number, record in enumerate(islice(records, MAX_RECORDS)):
-            yield _text(record, fields, f"{found['name']} {split} record {number}")
+            text = _text(record, fields, f"{found['name']} {split} record {number}")
+            yield text
+            left -= len(f"{text.prompt or ''}{text.answer}".encode())
+            if left <= 0:
+                return
     except (DllmcError, MemoryError):
         raise
     except Exception as fault:  # of the hub's client, the file formats and the network, which share no class

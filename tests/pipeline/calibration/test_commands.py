@@ -56,7 +56,8 @@ def test_other_ways_do_nothing_again(folder: Path, tmp_path: Path, capsys: Out) 
 
 def test_text_of_a_file_decides(folder: Path, tmp_path: Path, capsys: Out) -> None:
     path, output = tmp_path / "text.txt", tmp_path / "out"
-    words = ("--set", f"calibration.source=file:{path}", "--set", "calibration.states=clean")
+    sets = (f"calibration.source=file:{path}", "calibration.states=clean", "calibration.length=24")
+    words = [word for setting in sets for word in ("--set", setting)]
     assert calibrated(folder, output, *words, until="calibrate") == 4
     assert f"{str(path)!r}: found nothing, expected a file of text" in capsys.readouterr().err
     path.write_text(TEXT)
@@ -72,7 +73,7 @@ def test_text_of_a_file_decides(folder: Path, tmp_path: Path, capsys: Out) -> No
     assert left(output) == first
     path.write_text(TEXT[:400])
     assert calibrated(folder, output, *words, until="calibrate") == 4
-    assert "gives 10 samples of calibration text" in capsys.readouterr().err
+    assert "gives 14 samples of calibration text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "quantize"])

@@ -80,6 +80,45 @@ def test_long_text_is_cut_into_windows(words: int, length: int, seed: int, noise
     assert noised or not states.noise.any()
 
 
+PARAGRAPHS = st.lists(st.tuples(st.sampled_from([None, None, "sort 2 1:"]), st.integers(0, 3)), min_size=1, max_size=8)
+
+
+@given(paragraphs=PARAGRAPHS, length=st.integers(8, 64))
+def test_texts_without_prompts_are_joined(paragraphs: list[tuple[str | None, int]], length: int) -> None:
+    """In their order, end-of-text between, as far as no pair parts them; pairs stay alone."""
+    found = [Text(prompt=p, answer=f"{n} {WORDS}" * size, where="x") for n, (p, size) in enumerate(paragraphs)]
+    expected: list[list[int]] = []
+    runs: list[list[list[int]]] = [[]]
+    for text in found:
+        if text.prompt is not None:
+            expected.append([*encoded(text.prompt), *encoded(text.answer), config().eos_id][:length])
+            runs.append([])
+        elif text.answer:
+            runs[-1].append(encoded(text.answer))
+    for run in runs:
+        ids = [token for one in run for token in (config().eos_id, *one)][1:]
+        windows = [ids[start : start + length] for start in range(0, len(ids), length)]
+        expected += [window for window in windows if len(window) >= MIN_TOKENS]
+    prompt = len(encoded("sort 2 1:"))
+    expected = [row for row in expected if prompt < length or row[:prompt] != encoded("sort 2 1:")[:length]]
+    if not expected:
+        return
+    part = Calibration(source="file:x", samples=len(expected), length=length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "texts", lambda _: iter(found))
+        assert sorted(rows(calibration_states(part, trained(), config()))) == sorted(expected)
+
+
+def test_paragraphs_fill_long_windows(tmp_path: Path) -> None:
+    """Each of some 40 tokens, as in WikiText, where only the last window may be short."""
+    content = "\n\n".join(f"= {n} =\n\n{WORDS} paragraph {n}" for n in range(90))
+    long = ModelConfig(**{**vars(config()), "max_length": 1024})
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    part = Calibration(source=f"file:{path}", samples=3, length=1024, states="clean")
+    assert sorted(calibration_states(part, trained(), long).kv_len.tolist())[1:] == [1024, 1024]
+
+
 def test_pairs_are_noised_in_their_answers_alone(tmp_path: Path) -> None:
     pairs = [{"prompt": f"sort {n} 1 2:", "answer": f"1 2 {n}"} for n in range(3, 9)]
     content = "\n".join(map(json.dumps, pairs))
@@ -94,29 +133,35 @@ def test_pairs_are_noised_in_their_answers_alone(tmp_path: Path) -> None:
 
 
 def test_seeds_draw_among_the_samples(tmp_path: Path) -> None:
-    lines = [f"{WORDS} line {n}" for n in range(30)]
-    content, path = "\n".join(lines), tmp_path / "a.txt"
+    pairs = [{"prompt": f"{WORDS} line", "answer": f" {n}"} for n in range(30)]
+    content, path = "\n".join(map(json.dumps, pairs)), tmp_path / "a.jsonl"
     first, again, other = (rows(made(path, content, 8, seed=seed, states="clean")) for seed in (0, 0, 1))
     assert first == again
     assert first != other
     assert len({tuple(row) for row in first}) == 8
     whole = rows(made(path, content, 30, seed=1, states="clean"))
-    assert sorted(whole) == sorted(encoded(line) for line in lines)
-    assert whole != [encoded(line) for line in lines]  # noise goes by the order, which must not be the text's
+    in_order = [[*encoded(pair["prompt"]), *encoded(pair["answer"]), config().eos_id] for pair in pairs]
+    assert sorted(whole) == sorted(in_order)
+    assert whole != in_order  # noise goes by the order, which must not be the text's
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", "", "gives 0 samples of calibration text; calibration.samples asks for 4: give more text"),
-        ("a.txt", "one two\n\nx", r"gives 0 samples of .*left out: 2 with fewer than 8 tokens.*give more text"),
-        ("a.txt", f"{WORDS}\nx\n", r"gives 1 samples.*1 with fewer.*pass --set calibration.samples=1, or more text"),
+        ("a.txt", "one\n\nx", r"gives 0 samples of .*left out: 1 with fewer than 8 tokens\).*for 4: give more text$"),
+        (
+            "a.txt",
+            f"{WORDS}\nx\n",
+            r"gives 1 samples.*for 4: pass --set calibration.samples=1, or .* smaller calibration.length, or give more",
+        ),
         (
             "a.jsonl",
             json.dumps({"prompt": WORDS * 9, "answer": "x"}),
             r"1 whose prompt fills calibration\.length 32\).* give more text",
         ),
-        ("a.txt", f"{WORDS} <|mdm_mask|>", r"a\.txt line 1 holds the mask token"),
+        ("a.txt", f"{WORDS}\n<|mdm_mask|>\n{WORDS * 9}", r"a\.txt line 2 holds the mask token"),
+        ("a.jsonl", json.dumps({"prompt": "<|mdm_mask|>", "answer": "x"}), r"a\.jsonl line 1 holds the mask token"),
     ],
 )
 def test_too_little_text_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -177,6 +177,14 @@ def test_a_dataset_is_streamed_at_its_commit(monkeypatch: pytest.MonkeyPatch, tm
     assert len(list(texts(f"hf:own/name@{COMMIT}"))) == 1
 
 
+def test_a_dataset_is_read_as_far_as_a_file_may_be_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In bytes, so that neither empty records nor long ones decide how much text there is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "MAX_BYTES", 9)
+    hub(monkeypatch, [{"text": text} for text in ("", "abc", "", "äöü", "x", "y")])
+    assert [text.answer for text in texts(f"hf:own/name@{COMMIT}")] == ["", "abc", "", "äöü"]
+
+
 def test_what_a_dataset_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     hub(monkeypatch, [{"line": "a", "text": 3}])
