@@ -31,7 +31,7 @@ from pipeline.models import resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import TokenizerSource, read_tokenizer
 from pipeline.progress import Progress, Stage
-from pipeline.quantize import Weights, check_format, write_weights
+from pipeline.quantize import Weights, check_format, quant_plan, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import dump_recipe
 from pipeline.validate import settings_of
@@ -76,12 +76,26 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=count)
     account = take_account(job.checkpoint, job.recipe, Weights(folder))
     total = account.linears_quantised + account.linears_kept
+    learned = f"; {_learned(job, states, Weights(folder))}" if states else ""
     stage.finish(
         f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
-        f"{account.tensors_used} of {account.tensors_total} tensors used",
+        f"{account.tensors_used} of {account.tensors_total} tensors used{learned}",
         passes=changed,
     )
     return sorted(path.relative_to(job.work.path).as_posix() for path in folder.glob("*.safetensors"))
+
+
+def _learned(job: Job, states: States, weights: Weights) -> str:
+    """How many rows there were, and how to have more where Hessians are left singular."""
+    rows, samples = int(states.kv_len.sum()), job.recipe.calibration.samples
+    codes = [name for name in weights.names if name.startswith("blocks.") and name.endswith(".codes")]
+    channels = max((weights.shape(name)[-1] for name in codes), default=0)
+    if rows >= channels or not METHODS[job.recipe.method].solves_with_hessians(
+        quant_plan(job.recipe, job.checkpoint.config)
+    ):
+        return f"learned from {rows:,} rows"
+    enough = -(-samples * channels // rows)
+    return f"learned from {rows:,} rows for {channels:,} channels: more with --set calibration.samples={enough}"
 
 
 def lower(job: Job, stage: Stage) -> list[str]:

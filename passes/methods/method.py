@@ -9,6 +9,7 @@ from passes.fit import Fit
 from passes.insert_fake_quant import InsertFakeQuant
 from passes.quant_spec import QuantPlan
 from passes.quantize_attention import QuantizeAttention
+from passes.quantize_in_sequence import QuantizeInSequence
 from passes.quantize_weights import QuantizeWeights, nearest
 from passes.store_half import StoreHalf
 
@@ -41,6 +42,10 @@ class Method:
     rewrite: Passes = no_passes
     inputs: Literal["float", "quantized"] = "float"
     rotates_stream: bool = False
+
+    def solves_with_hessians(self, plan: QuantPlan) -> bool:
+        """Whether weights are solved by second moments of K channels, which fewer than K rows cannot fill."""
+        return any(isinstance(one, QuantizeInSequence) for one in self.solve(plan, Fit()))
 
     def solving(self, plan: QuantPlan, fit: Fit) -> list[Pass]:
         """Weights of the blocks by the method, those of the head rounded to nearest."""

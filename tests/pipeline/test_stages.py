@@ -228,3 +228,32 @@ def test_an_unknown_stage_before_any_work(model: Made, tmp_path: Path) -> None:
             report=Progress(),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+FEW_ROWS = ("--set", "calibration.length=10", "--set", "calibration.samples=8", "--until", "quantize", "--json")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "advised"),
+    [
+        ("gptq-w4a4", (), True),
+        ("gptq-w4a4", ("skip=[blocks.0.mlp.down_proj]",), False),  # the others read 64 channels at most
+        ("quarot-w4a4", (), True),
+        ("quarot-w4a4", ("quarot.weights=rtn",), False),
+        ("duquant-w4a4", ("duquant.weights=gptq", "duquant.steps=2"), True),
+        ("smoothquant-w4a4", (), False),
+        ("rtn-w4a4", (), None),
+    ],
+)
+def test_rows_that_cannot_fill_a_hessian_are_told(
+    recipe: str, sets: tuple[str, ...], advised: bool | None, model: Made, tmp_path: Path, capsys: Out
+) -> None:
+    """Of the canvases the stage says how many rows they gave; eight of ten tokens are fewer than 96 channels."""
+    words = [word for setting in ("threads=1", *sets) for word in ("--set", setting)]
+    command = ["export", str(model("llada", layers=1)), "-o", str(tmp_path / "out"), "--recipe", recipe]
+    assert main([*command, *FEW_ROWS, *words]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (line,) = (event["summary"] for event in events if event.get("stage") == "quantize" and "summary" in event)
+    learned = {True: "learned from 80 rows for 96 channels: more with --set calibration.samples=10"}
+    learned[False] = "learned from 80 rows"
+    assert line.partition("; learned")[2] == (learned[advised].removeprefix("learned") if advised is not None else "")
