@@ -2,7 +2,7 @@
 
 A pass runs twice: on a piece with weights and samples, and on the whole graph without either. Tensors it adds reach the
 whole graph through the sidecar files by name; what ends up as an attribute of a node goes through `numbers`.
-Shape letters: B batch, Q query rows.
+Shape letters: B batch, Q query rows, K channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,6 +30,19 @@ class Batch:
     masked: Tensor
     noise: Tensor
     first: int = 0
+
+
+def check_learnable(x: Tensor, batch: Batch, what: str) -> None:
+    """Raise CalibrationError unless the valid rows of each sample in `x` [B, Q, K] are finite and not all one value."""
+    for row, valid in enumerate(batch.valid):
+        low, high = x[row, valid].aminmax()
+        fault = "has values that are not finite" if not (low.isfinite() and high.isfinite()) else ""
+        fault = f"is {float(low) + 0.0:.6g} everywhere" if not fault and low == high else fault
+        if fault:
+            raise CalibrationError(
+                f"{what} {fault} in calibration sample {batch.first + row}; nothing can be learned from it: check the "
+                "weights of the model, or choose other text with --set calibration.source=file:PATH"
+            )
 
 
 class Samples(Protocol):

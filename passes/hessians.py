@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from passes.fit import Batch, CalibrationError, Samples
+from passes.fit import Batch, CalibrationError, Samples, check_learnable
 from passes.graph import attribute, node_of, site_of
 
 STRIP = 1024  # rows of the matrix that are multiplied at once
@@ -21,7 +21,8 @@ Weigh = Callable[[Batch], Tensor]
 def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | None = None) -> Tensor:
     """Float32 [K, K] over the valid rows of all samples, of the input as the graph computes it now.
 
-    Raises CalibrationError for an input that is not finite, or zero in every row.
+    Raises CalibrationError for an input that is not finite or has one value in all of a sample, and for squares that
+    leave the range of float32.
     """
     site, part = site_of(linear), input_graph(graph, linear)
 
@@ -36,7 +37,7 @@ def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | N
         _add_products(total, part_rows)
     _mirror(total)
     if not bool((total.diagonal() > 0).any()):
-        raise CalibrationError(f"inputs of {site} are zero in all samples; nothing can be learned from them")
+        raise CalibrationError(f"inputs of {site} are too small: their squares, as they weigh, are zero in float32")
     if not bool(total.diagonal().isfinite().all()):
         raise CalibrationError(f"inputs of {site} are too large: their squares leave the range of float32")
     return total
@@ -56,10 +57,7 @@ def _mirror(total: Tensor) -> None:
 
 
 def _rows_that_count(x: Tensor, batch: Batch, site: str, weigh: Weigh | None) -> Tensor:
-    spoilt = ~x.isfinite().all(dim=-1) & batch.valid
-    if bool(spoilt.any()):
-        sample = batch.first + int(spoilt.any(dim=1).nonzero()[0])
-        raise CalibrationError(f"inputs of {site} are not finite in sample {sample}")
+    check_learnable(x, batch, f"the input of {site}")
     rows = x[batch.valid].float()
     return rows if weigh is None else rows * weigh(batch)[batch.valid].sqrt()[:, None]
 

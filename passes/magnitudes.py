@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.fit import Batch, CalibrationError, Fit, Samples
+from passes.fit import Batch, Fit, Samples, check_learnable
 from passes.observe import Observed
 from passes.quant_spec import QuantPlan, QuantSpec
 from passes.quantize_weights import float_weight, planned
@@ -42,7 +42,7 @@ def needed(fit: Fit) -> Samples:
 
 
 def magnitudes(graph: GraphModule, samples: Samples) -> dict[str, Magnitudes]:
-    """Of every linear by site, over all valid rows. Raises CalibrationError for inputs that are not finite."""
+    """Of every linear by site, over all valid rows. Raises what `check_learnable` does."""
 
     def measure(rows: Tensor) -> tuple[Tensor, Tensor, int]:
         return rows.abs().amax(0), rows.abs().sum(0, dtype=torch.float64), len(rows)
@@ -60,7 +60,7 @@ def magnitudes(graph: GraphModule, samples: Samples) -> dict[str, Magnitudes]:
 def sample_rows(graph: GraphModule, samples: Samples, *, limit: int, seed: int) -> dict[str, Tensor]:
     """Inputs [M, K] of every linear by site at M = `limit` valid rows drawn from all, or all where there are fewer.
 
-    The same rows for every site and for any batch size. Raises CalibrationError for inputs that are not finite.
+    The same rows for every site and for any batch size. Raises what `check_learnable` does.
     """
     numbers = {batch.first: _draw(batch, seed) for batch in samples}
     drawn = torch.cat([number.flatten() for number in numbers.values()])
@@ -74,7 +74,7 @@ def sample_rows(graph: GraphModule, samples: Samples, *, limit: int, seed: int) 
 def largest_rows(graph: GraphModule, samples: Samples, *, limit: int) -> dict[str, Tensor]:
     """Of every linear by site the `limit` valid input rows with the largest values, in the order of the samples.
 
-    Raises CalibrationError for inputs that are not finite.
+    Raises what `check_learnable` does.
     """
 
     def largest(rows: Tensor) -> Tensor:
@@ -102,10 +102,7 @@ def _inputs(graph: GraphModule, batch: Batch, rows: Tensor, reduce: Callable[[Te
     found: dict[str, Result] = {}
 
     def watch(site: str, x: Tensor, _: Tensor) -> None:
-        bad = (~x.isfinite()).any(-1) & batch.valid
-        if bool(bad.any()):
-            sample = batch.first + int(bad.any(1).nonzero()[0])
-            raise CalibrationError(f"the input of {site} is not finite in sample {sample}")
+        check_learnable(x, batch, f"the input of {site}")
         found[site] = reduce(x[rows])
 
     with torch.no_grad():

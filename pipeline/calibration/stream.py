@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.fit import Batch
+from passes.fit import Batch, CalibrationError, check_learnable
+from passes.observe import Observed
 from pipeline.calibration.cache import Cache, Disk, Ram
 from pipeline.calibration.canvas import Canvas, batch_size
 from pipeline.calibration.states import States
@@ -42,7 +43,7 @@ class Stream:
     """Inputs of one block, batch by batch; `compute` and `advance` make them those of the block after.
 
     Use as a context manager, or `close` it: it has threads and files. Raises InputRefused, with layer and sample, where
-    a block's output is not finite or has one value everywhere.
+    the output of a block, or in `compute` the input of a linear, is not finite or has one value everywhere.
     """
 
     def __init__(
@@ -77,7 +78,12 @@ class Stream:
     @torch.no_grad()
     def compute(self, block: GraphModule) -> None:
         """What this block makes of its inputs, kept for `advance`: the inputs themselves are still needed."""
-        for _ in self.through(lambda batch: (block(*batch.inputs), None)):
+
+        def act(batch: Batch) -> tuple[Tensor, None]:
+            watch = Observed(block, lambda site, x, _: check_activations(x, batch, f"the input of {site}"))
+            return watch.run(*batch.inputs), None
+
+        for _ in self.through(act):
             pass
 
     def through(self, function: Callable[[Batch], tuple[Tensor, Result]]) -> Iterator[Result]:
@@ -116,13 +122,8 @@ class Stream:
 
 
 def check_activations(x: Tensor, batch: Batch, what: str) -> None:
-    """Raise InputRefused unless the rows [L, K] of every sample in `x` [B, L, K] are finite and not all one value."""
-    for row, valid in enumerate(batch.valid):
-        low, high = x[row, valid].aminmax()
-        fault = "has values that are not finite" if not (low.isfinite() and high.isfinite()) else ""
-        fault = f"is {float(low) + 0.0:.6g} everywhere" if not fault and low == high else fault
-        if fault:
-            raise InputRefused(
-                f"{what} {fault} in calibration sample {batch.first + row}; nothing can be learned from it: check the "
-                "weights of the model, or choose other text with --set calibration.source=file:PATH"
-            )
+    """`check_learnable` where no pass runs: raises InputRefused."""
+    try:
+        check_learnable(x, batch, what)
+    except CalibrationError as fault:
+        raise InputRefused(str(fault)) from fault

@@ -1,7 +1,5 @@
 """Hessians against a loop over rows, on the graph as it is, and inputs from which there is none."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from passes import hessians
 from passes.fit import Batch, CalibrationError
-from passes.graph import attributes, calls, site_of
+from passes.graph import attributes, calls, node_of, site_of
 from passes.hessians import hessian, input_graph
 from passes.observe import Observed
 from passes.quant_spec import QuantPlan, QuantSpec
@@ -98,7 +96,7 @@ def test_an_input_that_is_not_finite_is_refused_by_site_and_sample(value: float)
     graph, batches = block(), samples(6)
     batch = batches.batches[1]
     batch.inputs[0][1, 0, 3] = value
-    with pytest.raises(CalibrationError, match=r"inputs of blocks\.0\.attn\.q_k_v_proj are not finite in sample 3$"):
+    with pytest.raises(CalibrationError, match=rf"^the input of {SITES[0]} has .* not finite in .* sample 3;"):
         hessian(graph, linear_at(graph, SITES[0]), batches)
 
 
@@ -109,11 +107,35 @@ def test_padding_may_hold_anything() -> None:
     assert torch.equal(hessian(graph, linear_at(graph, SITES[0]), batches), expected)
 
 
-def test_inputs_of_zeros_are_refused() -> None:
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("value", [0.0, 2.5])
+def test_a_sample_of_one_value_is_refused_by_site(site: str, value: float) -> None:
+    """Also where all other samples differ, and whatever padding holds."""
+    graph, batches = block(), samples(6)
+    source = node_of(linear_at(graph, site).args[0])
+    with graph.graph.inserting_after(source):
+        # The third sample's rows become one value at this linear alone.
+        spoilt = graph.graph.call_function(one_value, (source, graph_input(graph), value))
+    linear_at(graph, site).replace_input_with(source, spoilt)
+    graph.recompile()
+    batches.batches[1].inputs[4][0] = 7
+    with pytest.raises(CalibrationError, match=rf"^the input of {site} is {value:g} everywhere in .* sample 2;"):
+        hessian(graph, linear_at(graph, site), batches)
+
+
+def one_value(x: Tensor, marked: Tensor, value: float) -> Tensor:
+    return torch.where(marked[..., None] == 7, value, x)
+
+
+def graph_input(graph: GraphModule) -> Node:
+    """The placeholder of mask states, which nothing else reads here."""
+    return node_of([node for node in graph.graph.nodes if node.op == "placeholder"][4])
+
+
+def test_inputs_that_count_for_nothing_are_refused() -> None:
     graph, batches = block(), samples(2)
-    silent = Listed([replace(batch, inputs=(batch.inputs[0] * 0, *batch.inputs[1:])) for batch in batches])
-    with pytest.raises(CalibrationError, match=r"inputs of blocks\.0\.attn\.q_k_v_proj are zero in all samples"):
-        hessian(graph, linear_at(graph, SITES[0]), silent)
+    with pytest.raises(CalibrationError, match=r"^inputs of blocks\.0\.attn\.q_k_v_proj are too small"):
+        hessian(graph, linear_at(graph, SITES[0]), batches, lambda batch: torch.zeros(batch.valid.shape))
 
 
 def test_inputs_whose_squares_overflow_are_refused() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from passes.fit import Batch, Samples
+from passes.methods import METHODS
 from pipeline.calibrate import collect_stats, float_pieces
 from pipeline.calibration.canvas import BATCH, BATCH_TOKENS, batch_size
 from pipeline.calibration.states import Sample, States, make_states
@@ -17,6 +18,8 @@ from pipeline.capture import ENDS, constants
 from pipeline.errors import InputRefused
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint, write_checkpoint
 from pipeline.models.transformer import Transformer
+from pipeline.quantize import write_weights
+from tests.pipeline.fitted import quick_recipe
 from tests.pipeline.models.folders import make_config, random_state
 
 ROOT = Path(__file__).parents[3]
@@ -175,14 +178,29 @@ def overflow_at_85(state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("disk", [False, True])
 def test_the_sample_at_fault_is_named(tmp_path: Path, disk: bool) -> None:
-    """And the block that first shows it."""
+    """And the linear that first shows it."""
     checkpoint = saved(tmp_path / "model", change=overflow_at_85)
     samples = [Sample([1, 2, 85 if n == 13 else 3], 0) for n in range(SAMPLES)]
     states = make_states(samples, checkpoint.config, seed=0, noised=False)
     folder = tmp_path / "cache" if disk else None
     with (
-        pytest.raises(InputRefused, match=r"the output of blocks\.1 has .* not finite in calibration sample 13;"),
+        pytest.raises(InputRefused, match=r"the input of blocks\.1\.mlp\.gate_up_proj has .* finite in .* sample 13;"),
         Stream(states, constants(checkpoint.config)["rope_frequencies"], batch=4, means=Means(folder=folder)) as stream,
     ):
         list(inputs_of_blocks(checkpoint, stream))
     assert folder is None or not folder.exists()
+
+
+@pytest.mark.parametrize("skip", [(), ("skip=[blocks.0.attn.o_proj,blocks.0.mlp.down_proj]",)], ids=["all", "skipped"])
+@pytest.mark.parametrize(("name", "site"), [("attn.v_proj", "attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs_calibration])
+def test_dead_inputs_are_refused_where_weights_are_written(
+    tmp_path: Path, method: str, name: str, site: str, skip: tuple[str, ...]
+) -> None:
+    """Which nothing need have collected moments before; at linears that are left in float, too."""
+    checkpoint = saved(tmp_path / "model", change=lambda state: state[f"blocks.0.{name}.weight"].fill_(0.0))
+    states, recipe = states_of(checkpoint), quick_recipe(method, (4, 4), *skip)
+    with pytest.raises(
+        InputRefused, match=rf"^the input of blocks\.0\.{site} is 0 everywhere in calibration sample 0;"
+    ):
+        write_weights(checkpoint, recipe, tmp_path / "weights", states=states, on_piece=lambda _: None)
