@@ -20,12 +20,16 @@ def digest_of(value: object) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Of our own code, its version and those of the packages it stands on: what other code made is made again."""
+def code_digest(*but: str) -> str:
+    """Of our own code, its version and those of the packages it stands on: what other code made is made again.
+
+    `but` are patterns such as `pipeline/cli/*.py`, of files that decide nothing.
+    """
     rooms = [Path(module.__path__[0]) for module in (pipeline, passes, plugins)]
     sources = hashlib.sha256()
     for path in sorted(path for room in rooms for path in room.rglob("*.py")):
-        sources.update(path.read_bytes())
+        if not any(path.match(pattern) for pattern in but):
+            sources.update(path.read_bytes())
     return digest_of([VERSION, platform.python_version(), made_with(), sources.hexdigest()])
 
 

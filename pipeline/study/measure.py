@@ -26,6 +26,25 @@ RESULTS = (UsageFault, InputRefused, ValidationFailed)
 
 Outcome = dict[str, Any]
 
+# Commands, what plans the cells (its plan is in their fingerprints) and what is made of their sums: other words about the
+# same figures do not ask for new ones.
+PRESENTATION = (
+    "pipeline/__main__.py",
+    "pipeline/progress.py",
+    "pipeline/cli/*.py",
+    "pipeline/outliers/*.py",
+    "pipeline/metrics/bootstrap.py",
+    *(
+        f"pipeline/study/{name}.py"
+        for name in ("engines", "findings", "grid", "plots", "run", "store", "summary", "table")
+    ),
+)
+
+
+def measuring_code() -> str:
+    """Digest of the code that decides what a cell measures."""
+    return code_digest(*PRESENTATION)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -49,7 +68,7 @@ def measure(order: Order) -> Outcome:
 
     Raises EnvironmentFault where other code runs than where the study was started.
     """
-    if order.code != code_digest():
+    if order.code != measuring_code():
         raise EnvironmentFault("this worker has another version of dllmc than the study; install the same on all")
     torch.set_num_threads(order.threads)
     outcome: Outcome = {"fingerprint": order.fingerprint, "cell": asdict(order.cell), "tasks": {}, "seconds": {}}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.calibration.sources import source_digest
 from pipeline.errors import EnvironmentFault, UsageFault
-from pipeline.fingerprint import code_digest, digest_of, model_digest
+from pipeline.fingerprint import digest_of, model_digest
 from pipeline.folder import write_bytes, write_json
 from pipeline.models import resolve
 from pipeline.models.checkpoint import open_checkpoint
@@ -20,7 +20,7 @@ from pipeline.study import plots, summary
 from pipeline.study.engines import ENGINES
 from pipeline.study.findings import findings
 from pipeline.study.grid import FULL, Cell, Grid, known
-from pipeline.study.measure import Order, measure
+from pipeline.study.measure import Order, measure, measuring_code
 from pipeline.study.store import StudyFolder
 from pipeline.study.subject import Sizes
 from pipeline.study.table import markdown
@@ -92,7 +92,7 @@ def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, fil
     settings = recipe.model_dump(mode="json") if recipe else None
     text = source_digest(recipe.calibration.source) if recipe and cell.states else ""
     threads, sizes = request.grid.threads, request.sizes
-    decides = [code_digest(), files, text, vars(cell), settings, tasks, asdict(sizes), threads]
+    decides = [measuring_code(), files, text, vars(cell), settings, tasks, asdict(sizes), threads]
     return Order(
         cell=cell,
         source=source,
@@ -100,7 +100,7 @@ def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, fil
         tasks=tasks,
         sizes=sizes,
         threads=threads,
-        code=code_digest(),
+        code=measuring_code(),
         fingerprint=digest_of(decides),
     )
 

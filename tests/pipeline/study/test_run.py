@@ -106,7 +106,7 @@ def test_cells_of_another_study_are_measured_again(
 ) -> None:
     more = {"tokens": ["--tokens", "61"], "recipe": ["--set", "smoothquant.alpha=0.7"], "code": []}[change]
     if change == "code":
-        monkeypatch.setattr(run, "code_digest", lambda: "other")
+        monkeypatch.setattr(run, "measuring_code", lambda: "other")
     asked: list[str] = []
 
     def counted(order: measuring.Order) -> dict[str, object]:
