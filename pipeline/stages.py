@@ -6,7 +6,7 @@ command goes on where the last one stopped. `DIR` appears by one rename at the e
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from passes.methods import METHODS
+from passes.options import Options
 from pipeline.accounting import take_account
 from pipeline.bundle import BundleParts, bundle
 from pipeline.calibrate import collect_stats
@@ -167,7 +168,7 @@ def assemble(job: Job, stage: Stage) -> list[str]:
 
 
 # Keys of the recipe that decide what a stage leaves; the bundle holds the whole recipe.
-_METHODS = ("gptq", "awq", "smoothquant", "quarot", "duquant", "flatquant", "freeact")
+_METHODS = tuple(field.name for field in fields(Options))
 _WEIGHTS = ("threads", "calibration", "method", "linear", "head", "embedding", "attention", "skip", *_METHODS)
 READS: dict[str, tuple[str, ...]] = {
     "calibrate": ("threads", "calibration", "method"),

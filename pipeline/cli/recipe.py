@@ -15,8 +15,9 @@ def list_recipes() -> None:
     """List the built-in recipes."""
     from pipeline.recipe_file import BUILTIN_RECIPES, load_recipe
 
+    width = max(map(len, BUILTIN_RECIPES))
     for name in BUILTIN_RECIPES:
-        click.echo(f"{name:<12} {load_recipe(name).description}")
+        click.echo(f"{name:<{width}} {load_recipe(name).description}")
 
 
 @command.command("show")

@@ -26,18 +26,16 @@ RESULTS = (UsageFault, InputRefused, ValidationFailed)
 
 Outcome = dict[str, Any]
 
-# Commands, what plans the cells (its plan is in their fingerprints) and what is made of their sums: other words about the
+# Commands, what plans the cells (their fingerprints hold the plan) and what is made of the sums: other words about the
 # same figures do not ask for new ones.
+_WORDS = ("engines", "findings", "grid", "plots", "run", "store", "summary", "table")
 PRESENTATION = (
     "pipeline/__main__.py",
     "pipeline/progress.py",
     "pipeline/cli/*.py",
     "pipeline/outliers/*.py",
     "pipeline/metrics/bootstrap.py",
-    *(
-        f"pipeline/study/{name}.py"
-        for name in ("engines", "findings", "grid", "plots", "run", "store", "summary", "table")
-    ),
+    *(f"pipeline/study/{name}.py" for name in _WORDS),
 )
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import UsageFault
 from pipeline.folder import MODEL, MODEL_DATA, STAGES, read_job
 from pipeline.manifest import read_manifest, verify
 from pipeline.progress import Stage
+from pipeline.recipe import Recipe
 from tests.exports import export, settings
 
 ROOT = Path(__file__).parents[2]
@@ -257,3 +258,12 @@ def test_rows_that_cannot_fill_a_hessian_are_told(
     learned = {True: "learned from 80 rows for 96 channels: more with --set calibration.samples=10"}
     learned[False] = "learned from 80 rows"
     assert line.partition("; learned")[2] == (learned[advised].removeprefix("learned") if advised is not None else "")
+
+
+def test_every_key_of_the_recipe_makes_its_stages_again() -> None:
+    """A key that is in no stage's list would change nothing on a repeated command."""
+    words = {"schema_version", "name", "description", "generation"}  # in the bundle alone
+    assert set(stages.READS["validate"]) | words == set(Recipe.model_fields)
+    assert stages.READS["quantize"] == tuple(
+        key for key in stages.READS["validate"] if key not in ("lowering", "validation")
+    )
