@@ -43,7 +43,8 @@ def gptq(
     size = group or inner
     if inner % size:
         raise ValueError(f"a group does not divide the columns; got {size} and {inner}")
-    columns = weight.to(hessian.dtype).T.clone(memory_format=torch.contiguous_format)  # [K, N]: a column is
+    # [K, N], each column in one piece, and never the stored weight itself.
+    columns = weight.to(hessian.dtype).T.clone(memory_format=torch.contiguous_format)
     columns[hessian.diagonal() == 0] = 0
     scales = _Scales(Levels(bits, symmetric), (inner // size, rows), clip)
     order = torch.arange(inner)

@@ -15,7 +15,6 @@ from torch import Tensor
 from passes.solvers.hadamard import has_hadamard, rotation, signs
 
 PART = 1 << 18  # values of a weight turned at a time: float64 and its products are small beside an LM head
-
 DEARER = 2  # times the operations of the closest pair that a pair with Hadamard matrices may cost
 
 
