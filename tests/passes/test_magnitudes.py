@@ -91,6 +91,14 @@ def test_input_that_is_not_finite_is_named() -> None:
             measure(graph, given)
 
 
+def test_a_sample_of_zeros_is_named() -> None:
+    graph, given = block(), samples(6, batch=2)
+    given.batches[1].inputs[0][1] = 0.0
+    for measure in (magnitudes, lambda *both: sample_rows(*both, limit=3, seed=0)):
+        with pytest.raises(CalibrationError, match=rf"^the input of {SITES[0]} is 0 everywhere in .* sample 3;"):
+            measure(graph, given)
+
+
 def test_padding_may_hold_anything() -> None:
     graph, given = block(), samples()
     wanted = magnitudes(graph, given)
