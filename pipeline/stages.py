@@ -160,8 +160,8 @@ def assemble(job: Job, stage: Stage) -> list[str]:
     manifest = bundle(parts, job.work.bundle)
     size, fp16 = (sum(getattr(row, key) for row in account.formats) for key in ("size_bytes", "fp16_bytes"))
     stage.finish(
-        f"{len(manifest.files)} files, {manifest.size_bytes / 1e6:.2f} MB, weights {fp16 / size:.2f}x smaller than "
-        f"fp16, identity {manifest.identity[:12]}",
+        f"{len(manifest.files)} files, {manifest.size_bytes / 1e6:.2f} MB, weights "
+        f"{size / fp16:.1%} of fp16, identity {manifest.identity[:12]}",
         identity=manifest.identity,
     )
     return []
