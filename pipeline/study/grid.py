@@ -128,10 +128,12 @@ def parse_seeds(text: str, bits: Sequence[str]) -> dict[str, int]:
     """Number of seeds by bits from `1` or `1,w4a4=3`; raises UsageFault."""
     words = [word.strip() for word in text.split(",")]
     seeds = dict.fromkeys(bits, 1)
-    for word in words:
+    for word in sorted(words, key=lambda word: "=" in word):  # the number for all bits, wherever it stands, comes first
         name, sign, count = word.rpartition("=")
-        if not count.isdecimal() or not 1 <= int(count) <= 1000 or (sign and name not in bits):
-            raise UsageFault(f"--seeds {text!r} is not a number of seeds, or one for some bits, such as 1,{bits[-1]}=3")
+        if not count.isdecimal() or not 1 <= int(count) <= 1000:
+            raise UsageFault(f"--seeds {text!r} is not a number of seeds, or one for some bits, such as 1,w4a4=3")
+        if sign and name not in bits:
+            raise UsageFault(f"--seeds {text!r} names {name!r}, which is not among --bits {','.join(bits)}")
         seeds.update(dict.fromkeys([name] if sign else bits, int(count)))
     return seeds
 

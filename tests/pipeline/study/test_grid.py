@@ -112,6 +112,22 @@ def test_what_is_no_number_of_seeds_is_refused(text: str) -> None:
         parse_seeds(text, ["w4a4"])
 
 
+def test_seeds_of_bits_stand_before_or_after_those_of_all() -> None:
+    assert parse_seeds("w4a4=3,2", ["w8a8", "w4a4"]) == {"w8a8": 2, "w4a4": 3}
+
+
+def test_seeds_of_bits_that_were_not_asked_for_name_them() -> None:
+    with pytest.raises(UsageFault, match=r"names 'w4a16', which is not among --bits w4a4$"):
+        parse_seeds("1,w4a16=2", ["w4a4"])
+
+
+def test_no_bits_at_all_are_told_as_such() -> None:
+    with pytest.raises(UsageFault, match="not a number of seeds"):
+        parse_seeds("x", [])
+    with pytest.raises(UsageFault, match="--bits is empty"):
+        grid(bits=(), seeds=parse_seeds("1", [])).check()
+
+
 @pytest.mark.parametrize("model", ["builtin:tiny", "models/tiny", "/models/tiny/", "tiny"])
 def test_models_have_short_names(model: str) -> None:
     assert short_name(model) == "tiny"
