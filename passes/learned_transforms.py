@@ -4,6 +4,9 @@
 
 U and V are orthogonal by Cayley's map, from a random start (FlatQuant, arXiv 2410.09426, section 3). Scales and
 diagonals are kept as logarithms, so that no step makes a transform singular; clip ratios are sigmoids.
+Apart from the released code: there Cayley's parameters start at those of the random matrix, here at zero beside it,
+so that AdamW's decay pulls to the start and not to the identity; there scales and diagonals are no logarithms, and a
+row of a weight has two clips, here one.
 Shape letters: N outputs, K inner, G groups, a x b = K the Kronecker factors.
 """
 

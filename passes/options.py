@@ -44,7 +44,10 @@ class QuaRot:
 
 @dataclass(frozen=True, kw_only=True)
 class DuQuant:
-    """arXiv 2406.01721: smoothing exponent, channels a rotated block, greedy steps, and the clip ratios."""
+    """arXiv 2406.01721: smoothing exponent, channels a rotated block, greedy steps, and the clip ratios.
+
+    `weights` by gptq are solved on what the float blocks before give, not the quantised ones.
+    """
 
     alpha: float = 0.5
     block: int = 128
@@ -56,7 +59,10 @@ class DuQuant:
 
 @dataclass(frozen=True, kw_only=True)
 class FlatQuant:
-    """arXiv 2410.09426: AdamW over each block; `clip_rate` multiplies the rate of the clips."""
+    """arXiv 2410.09426: AdamW over each block; `clip_rate` multiplies the rate of the clips, 0 leaves them.
+
+    `weights` by gptq are solved on what the float blocks before give, not the quantised ones.
+    """
 
     rate: float = 5e-3
     clip_rate: float = 10.0

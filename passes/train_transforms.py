@@ -126,24 +126,28 @@ def train(
     """What AdamW finds for `sites` of the block `graph`. Raises CalibrationError when an error is not finite."""
     learned = LearnedTransforms(sites, seed)
     num_steps = options.epochs * sum(1 for _ in _steps(samples, options.batch))
-    groups: list[dict[str, Any]] = [
-        {"params": learned.transforms},
-        {"params": learned.clips, "lr": options.rate * options.clip_rate},
-    ]
+    groups: list[dict[str, Any]] = [{"params": learned.transforms}]
+    # A group of rate zero would not stand still: the cosine has one last rate for all groups.
+    if options.clip_rate:
+        groups.append({"params": learned.clips, "lr": options.rate * options.clip_rate})
     optimizer = AdamW(groups, lr=options.rate, fused=True)
     schedule = CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=options.rate * LAST_RATE)
+    parameters = (*learned.transforms, *learned.clips)
     for _ in range(options.epochs):
         for step in _steps(samples, options.batch):
-            optimizer.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             total = sum(_descend(graph, learned, part) for part in step)
             # The paper's normalisation: a step weighs the same, whatever the size of its error.
-            for parameter in (*learned.transforms, *learned.clips):
+            for parameter in parameters:
                 assert parameter.grad is not None
                 parameter.grad /= max(total, torch.finfo(torch.float32).tiny)
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        return learned.values()
+        values = learned.values()
+    _check_finite(values)
+    return values
 
 
 def squared_error(graph: GraphModule, learned: LearnedTransforms, batch: Batch) -> Tensor:
@@ -167,6 +171,19 @@ def _descend(graph: GraphModule, learned: LearnedTransforms, part: Batch) -> flo
             "transforms are learned; expected a finite number: try a smaller flatquant.rate"
         )
     return found
+
+
+def _check_finite(values: Mapping[str, Values]) -> None:
+    """The last step is followed by no error that would show what it did."""
+    for site, found in values.items():
+        numbers = [*found.factors, *found.unfold, found.clip_lo, found.clip_hi, found.w_clip]
+        if found.scale is not None:
+            numbers.append(found.scale.log())  # a scale of zero cannot be folded
+        if not all(bool(each.isfinite().all()) for each in numbers):
+            raise CalibrationError(
+                f"what was learned for {site} is not finite; expected finite transforms, positive scales and clips: "
+                "try a smaller flatquant.rate"
+            )
 
 
 def _steps(samples: Samples, size: int) -> Iterator[list[Batch]]:

@@ -2,7 +2,8 @@
 
     Q = (I + A)^-1 (I - A),   A = S - S^T,   S strictly lower triangular
 
-Every S gives an orthogonal Q of determinant 1; S = 0 gives the identity, and no eigenvalue of Q is -1.
+Every S gives an orthogonal Q of determinant 1; S = 0 gives the identity, and no eigenvalue of Q is -1. A start other
+than the identity is multiplied by Q (`learned_transforms.py`).
 """
 
 import torch

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.base import run
-from passes.fit import Batch, Fit
+from passes.fit import Batch, CalibrationError, Fit
 from passes.graph import attribute, attributes, calls, int_of, node_of, site_of
 from passes.invariants import check_quantized, check_rewritten
+from passes.learned_transforms import START_CLIP
 from passes.methods import METHODS
 from passes.options import FlatQuant, FreeAct, Options
-from passes.quant_spec import QuantPlan, QuantSpec
+from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
 from passes.solvers.draws import generator
 from passes.train_transforms import Simulated, TrainTransforms, train
 from pipeline.capture import ENDS, capture_piece, capture_whole, pieces
@@ -153,11 +154,54 @@ def test_heads_are_a_factor_behind_attention() -> None:
 
 
 def test_a_state_keeps_the_share_of_each_input_that_was_asked_for() -> None:
-    graph, _, _ = quantised(case("llada"), "freeact", plan_of(case("llada")))
+    one = case("llada")
+    plan = plan_of(one)
+    plan = replace(plan, options=replace(plan.options, freeact=FreeAct(share=16)))
+    graph, _, _ = quantised(one, "freeact", plan)
     for node in calls(graph, ops.prepare.default):
         sizes = [len(attribute(graph, node_of(node.args[place]))) for place in (5, 6)]
         axis, size = map(int_of, node.args[9:])
-        assert 8 * size * sizes[1 - axis] == sizes[0] * sizes[1]
+        assert 16 * size * sizes[1 - axis] == sizes[0] * sizes[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_and_values_that_are_rounded_are_rotated(name: str, family: str) -> None:
+    one = case(family)
+    plan = replace(plan_of(one), attention=AttentionSpec(k_bits=4, v_bits=4))
+    plan = replace(plan, options=replace(plan.options, flatquant=FlatQuant(epochs=1)))
+    graph, fit = copy_of(one.graph), Fit(samples=one.samples, seed=5)
+    changed = run(graph, METHODS[name].rewrite(plan, fit), check_rewritten)
+    assert (changed["RotateValues"], changed["RotateKeys"]) == (1, 1)
+    assert (count(graph, ops.rotate.default), count(graph, ops.prepare.default)) == (2, 4)
+    for batch, wanted in zip(one.samples, one.outputs, strict=True):
+        assert (graph(*batch.inputs) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    run(graph, [*METHODS[name].solving(plan, fit), *METHODS[name].finishing(plan, fit)], check_quantized)
+    whole = capture_whole(one.config, top_k=4)
+    run(whole, METHODS[name].passes(plan, Fit(seed=5, numbers=fit.numbers)), check_quantized)
+    inside = {key: value.shape for key, value in attributes(whole).items() if key.startswith("blocks.0.")}
+    assert inside == {key: value.shape for key, value in attributes(graph).items()}
+
+
+def test_clips_of_rate_zero_stay_where_they_start() -> None:
+    one = case("llada")
+    plan, fit = plan_of(one), Fit(samples=one.samples)
+    sites = TrainTransforms(plan, fit).sites(one.graph, one.samples)
+    options = FlatQuant(epochs=2, clip_rate=0)
+    start = torch.sigmoid(torch.tensor(START_CLIP))
+    for found in train(one.graph, sites, one.samples, options=options, seed=5).values():
+        for clip in (found.clip_lo, found.clip_hi, found.w_clip):
+            assert bool((clip == start).all())
+
+
+def test_what_the_last_step_breaks_is_refused() -> None:
+    one = case("llada")
+    first = Listed(list(one.samples)[:1])
+    sites = TrainTransforms(plan_of(one), Fit(samples=first)).sites(one.graph, first)
+    with pytest.raises(
+        CalibrationError, match=r"learned for blocks\.0\.attn\.q_k_v_proj is not finite.*flatquant\.rate"
+    ):
+        train(one.graph, sites, first, options=FlatQuant(rate=1e30, epochs=1), seed=5)
 
 
 def test_weights_by_gptq_saturate_as_learned() -> None:
