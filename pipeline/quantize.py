@@ -41,13 +41,18 @@ ABOUT = "about"
 
 
 def check_format(recipe: Recipe) -> None:
-    """Raise UsageFault for bits and scales that the recipe's method cannot do."""
+    """Raise UsageFault for bits, scales and calibration states that the recipe's method cannot do."""
     part, formats = recipe.linear, METHODS[recipe.method].formats
     if part.w_bits < 16 and (part.w_bits, part.a_bits) not in formats:
         known = ", ".join(f"w{w}a{a}" for w, a in sorted(formats, reverse=True))
         raise UsageFault(
             f"method {recipe.method} cannot do w{part.w_bits}a{part.a_bits}; it does {known}; "
             "choose other bits with --set linear.w_bits and linear.a_bits, or another method"
+        )
+    if recipe.method == "freeact" and recipe.calibration.states == "clean":
+        raise UsageFault(
+            "method freeact learns from masked and from unmasked tokens; calibration.states is clean, without masked "
+            "ones; pass --set calibration.states=noised, or use flatquant"
         )
     if recipe.attention.v_scale == "head_static":
         raise UsageFault(

@@ -170,6 +170,13 @@ def test_static_scales_that_no_method_finds_are_refused() -> None:
     check_format(load_recipe("rtn-w8a8", ["attention.v_bits=8"]))
 
 
+def test_mask_states_that_clean_text_lacks_are_refused() -> None:
+    with pytest.raises(UsageFault, match=r"method freeact .*calibration\.states=noised"):
+        check_format(load_recipe("freeact-w4a4", ["calibration.states=clean"]))
+    for name, states in (("freeact-w4a4", "noised"), ("flatquant-w4a4", "clean")):
+        check_format(load_recipe(name, [f"calibration.states={states}"]))
+
+
 def test_a_tied_head_is_stored_in_its_own_format(model: Made, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(model("llada", layers=2, tied=True))
     weights = written(checkpoint, RECIPES["rtn-w8a8"], tmp_path)
