@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundle import made_with
 from pipeline.calibration.sources import source_digest
 from pipeline.errors import EnvironmentFault, UsageFault
 from pipeline.fingerprint import digest_of, model_digest
@@ -25,6 +27,7 @@ from pipeline.study.store import StudyFolder
 from pipeline.study.subject import Sizes
 from pipeline.study.table import markdown
 from pipeline.study.tasks import TASKS
+from pipeline.version import VERSION
 
 STUDY, TABLE = "study.json", "study.md"
 
@@ -41,8 +44,9 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cells in their order, and those that cannot be, with the reason."""
+    """The models, the cells in their order, and those that cannot be, with the reason."""
 
+    models: dict[str, str]  # with the digest of their files
     orders: tuple[Order, ...]
     impossible: tuple[tuple[Cell, str], ...]
 
@@ -67,9 +71,10 @@ def make_plan(request: Request) -> Plan:
     known(request.tasks, TASKS, "task", "--tasks")
     orders: list[Order] = []
     impossible: list[tuple[Cell, str]] = []
+    models: dict[str, str] = {}
     for model in dict.fromkeys(request.models):
         checkpoint = open_checkpoint(resolve(model))
-        files = model_digest(checkpoint)
+        files = models[model] = model_digest(checkpoint)
         source = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
         for cell in request.grid.cells(model):
             recipe = None
@@ -84,7 +89,7 @@ def make_plan(request: Request) -> Plan:
             orders.append(_order(request, cell, recipe, source, files))
     if impossible and all(order.recipe is None for order in orders):
         raise UsageFault(f"no cell of this study is possible: {impossible[0][1]}")
-    return Plan(orders=tuple(orders), impossible=tuple(impossible))
+    return Plan(models=models, orders=tuple(orders), impossible=tuple(impossible))
 
 
 def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, files: str) -> Order:
@@ -138,10 +143,14 @@ def _write(
     request: Request, measured: Sequence[tuple[Cell, dict[str, Any]]], plan: Plan, folder: Path
 ) -> dict[str, Any]:
     """study.json, study.md and the pictures: they hold no time and no place, so the same cells give the same bytes."""
-    rows = summary.rows(measured, plan.impossible)
+    recipes = {order.cell: order.recipe for order in plan.orders if order.recipe is not None}
+    rows = summary.rows(measured, plan.impossible, recipes)
     table = summary.as_table(rows)
     content: dict[str, Any] = {
-        "models": list(dict.fromkeys(request.models)),
+        "made_with": {"dllmc": VERSION, "python": platform.python_version(), **made_with()},
+        "code": measuring_code(),
+        "threads": request.grid.threads,
+        "models": plan.models,
         "sizes": asdict(request.sizes),
         "settings": list(request.grid.sets),
         "rows": table,

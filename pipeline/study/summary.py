@@ -1,21 +1,25 @@
-"""From outcomes to figures: seeds of one method joined sample by sample, everything paired with full precision.
+"""From outcomes to figures: all seeds of one method in one row, everything paired with full precision.
 
-A row stands for one model, method, bits and kind of states. Where it has several seeds, each sample's values are their
-mean, so an interval tells of the samples alone; `seeds` tells what each seed gave.
+A row stands for one model, method, bits and kind of states. Its mean is that over all seeds, its intervals are of
+samples and, where there are several, of seeds.
 """
 
 from __future__ import annotations
 
-import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
-from pipeline.metrics.bootstrap import Interval, non_inferior, paired
+from pipeline.metrics.bootstrap import Interval, alone, joined, non_inferior, paired
 from pipeline.metrics.free_run import FreeRun
-from pipeline.metrics.free_running import free_running
+from pipeline.metrics.free_running import FreeRunning, free_running
 from pipeline.metrics.sums import Sums
 from pipeline.study.grid import BITS, FULL, Cell
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 MARGIN = 0.01  # of exact match: a point
 Outcome = Mapping[str, Any]
@@ -23,22 +27,30 @@ Outcome = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the tables; `sums` by figure, in the order of the samples, empty where `reason` says why."""
+    """One line of the tables; `sums` of every seed by figure, empty where `reason` says why.
+
+    `diverged` counts free runs by the first step after which they differ from that of full precision, None for never.
+    """
 
     model: str
     method: str
     bits: str
     states: str
     reason: str = ""
+    recipe: Recipe | None = None
     seeds: tuple[int, ...] = ()
-    sums: dict[str, Sums] = field(default_factory=dict)
-    by_seed: dict[str, list[float]] = field(default_factory=dict)
+    sums: dict[str, tuple[Sums, ...]] = field(default_factory=dict)
+    diverged: dict[int | None, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> tuple[str, str]:
         """What methods compete in."""
         return self.model, self.bits
+
+    def mean(self, name: str) -> float:
+        """Of all samples and seeds."""
+        return joined(self.sums[name]).mean
 
 
 def figures(outcome: Outcome, full: Outcome) -> dict[str, Sums]:
@@ -49,10 +61,14 @@ def figures(outcome: Outcome, full: Outcome) -> dict[str, Sums]:
         if task in tasks:
             found |= read(tasks[task])
     if "match" in tasks and outcome is not full:
-        runs = [FreeRun.of_json(each["tasks"]["match"]["run"]) for each in (full, outcome)]
-        free = free_running(runs[0], runs[1], tasks["match"]["eos_id"])
+        free = _parted(outcome, full)
         found |= {"same_tokens": free.tokens, "same_answers": free.identical, "same_steps": free.steps}
     return found
+
+
+def _parted(outcome: Outcome, full: Outcome) -> FreeRunning:
+    runs = [FreeRun.of_json(each["tasks"]["match"]["run"]) for each in (full, outcome)]
+    return free_running(runs[0], runs[1], outcome["tasks"]["match"]["eos_id"])
 
 
 def _nll(task: Any) -> dict[str, Sums]:
@@ -104,15 +120,11 @@ READERS: dict[str, Callable[[Any], dict[str, Sums]]] = {
 }
 
 
-def joined(sums: Sequence[Sums]) -> Sums:
-    """The mean of several seeds, sample by sample."""
-    return Sums(
-        values=tuple(statistics.fmean(each) for each in zip(*(one.values for one in sums), strict=True)),
-        weights=tuple(statistics.fmean(each) for each in zip(*(one.weights for one in sums), strict=True)),
-    )
-
-
-def rows(measured: Iterable[tuple[Cell, Outcome]], impossible: Iterable[tuple[Cell, str]]) -> list[Row]:
+def rows(
+    measured: Iterable[tuple[Cell, Outcome]],
+    impossible: Iterable[tuple[Cell, str]],
+    recipes: Mapping[Cell, Recipe] | None = None,
+) -> list[Row]:
     """One row for all seeds of a method, in the order of the grid; full precision comes first for each model."""
     groups: dict[tuple[str, str, str, str], list[tuple[Cell, Outcome]]] = {}
     why: dict[tuple[str, str, str, str], str] = {}
@@ -123,7 +135,9 @@ def rows(measured: Iterable[tuple[Cell, Outcome]], impossible: Iterable[tuple[Ce
     for cell, reason in impossible:
         groups.setdefault(_key(cell), [])
         why[_key(cell)] = reason
-    return [_row(key, members, full.get(key[0]), why.get(key, "")) for key, members in groups.items()]
+    found = [_row(key, members, full.get(key[0]), why.get(key, "")) for key, members in groups.items()]
+    used = {_key(cell): recipe for cell, recipe in (recipes or {}).items()}
+    return [replace(row, recipe=used.get(key)) for key, row in zip(groups, found, strict=True)]
 
 
 def _key(cell: Cell) -> tuple[str, str, str, str]:
@@ -140,14 +154,15 @@ def _row(
     found = [figures(outcome, full) for _, outcome in members]
     shared = [name for name in found[0] if all(name in each for each in found)]  # free runs may end at other steps
     first = members[0][1]
+    parted = [_parted(outcome, full) for _, outcome in members if "same_steps" in shared]
     return Row(
         model=model,
         method=method,
         bits=bits,
         states=states,
         seeds=tuple(cell.seed for cell, _ in members),
-        sums={name: joined([each[name] for each in found]) for name in shared},
-        by_seed={name: [each[name].mean for each in found] for name in shared},
+        sums={name: tuple(each[name] for each in found) for name in shared},
+        diverged=Counter(step for each in parted for step in each.first_divergence),
         facts={name: first[name] for name in ("linears", "size_bytes", "runs_in") if name in first},
     )
 
@@ -158,21 +173,22 @@ def beats(first: Row, second: Row) -> Interval:
 
 
 def ranks(all_rows: Sequence[Row]) -> dict[int, int]:
-    """Rank by place in `all_rows`: 1 + how many methods of the same model and bits are better at 95 %."""
+    """Rank by place in `all_rows`: 1 + how many rows of the same model and bits are better at 95 %."""
     measured = [number for number, row in enumerate(all_rows) if "nll" in row.sums and row.bits in BITS]
-    return {
-        number: 1
-        + sum(
-            beats(all_rows[other], all_rows[number]).high < 0
-            for other in measured
-            if other != number and all_rows[other].place == all_rows[number].place
-        )
-        for number in measured
-    }
+    rank = dict.fromkeys(measured, 1)
+    for one, other in combinations(measured, 2):
+        if all_rows[one].place == all_rows[other].place:
+            found = beats(all_rows[one], all_rows[other])
+            rank[other] += found.high < 0
+            rank[one] += found.low > 0
+    return rank
 
 
 def as_table(all_rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON: means, what each seed gave, and paired intervals against full precision."""
+    """The rows as JSON: means with their intervals, what each seed gave, and paired intervals against full precision.
+
+    Of full precision `against_full` is absent; what exists only beside it (KL, agreement) has an `interval` of its own.
+    """
     full = {row.model: row for row in all_rows if row.method == FULL}
     rank = ranks(all_rows)
     return [_line(row, full[row.model], rank.get(number)) for number, row in enumerate(all_rows)]
@@ -180,16 +196,37 @@ def as_table(all_rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _line(row: Row, full: Row, rank: int | None) -> dict[str, Any]:
     line: dict[str, Any] = {name: getattr(row, name) for name in ("model", "method", "bits", "states")}
+    if row.recipe is not None:
+        line["recipe"] = settings(row.recipe)
     if row.reason:
         return line | {"reason": row.reason}
     measured: dict[str, Any] = {}
     for name, sums in row.sums.items():
-        measured[name] = {"mean": sums.mean, "count": sums.count}
+        measured[name] = {"mean": row.mean(name), "count": sums[0].count}
         if len(row.seeds) > 1:
-            measured[name]["seeds"] = row.by_seed[name]
-        if row is not full and name in full.sums:
+            measured[name]["seeds"] = [each.mean for each in sums]
+        if name not in full.sums:
+            found = alone(sums)
+            measured[name]["interval"] = {"low": found.low, "high": found.high}
+        elif row is not full:
             measured[name]["against_full"] = asdict(paired(full.sums[name], sums))
     if "match" in measured and row is not full:
         interval = Interval(**measured["match"]["against_full"])
         measured["match"]["not_inferior"] = non_inferior(interval, MARGIN, higher_is_better=True)
-    return line | row.facts | {"seeds": len(row.seeds), "rank": rank, "measured": measured}
+    line |= row.facts | {"seeds": len(row.seeds), "rank": rank, "measured": measured}
+    if row.diverged:
+        steps = sorted(step for step in row.diverged if step is not None)
+        by_step = {str(step): row.diverged[step] for step in steps}
+        line["first_divergence"] = by_step | {"never": row.diverged.get(None, 0)}
+    return line
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What a row was made with: number formats and calibration in full, of the rest what is not the default.
+
+    The seed is left out, since a row has several.
+    """
+    full = recipe.model_dump(mode="json", exclude={"calibration": {"seed"}, "threads": True})
+    changed = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"threads", "description"})
+    own = {name: full[name] for name in (recipe.method,) if name in full}
+    return changed | own | {name: full[name] for name in ("linear", "head", "attention", "calibration")}

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.study.findings import ALIKE, KNOWS
+
 Line = Mapping[str, Any]
 
 
 def _bits(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.4f}{_change(value, 1, '.4f')}"
+    return f"{value['mean']:.4f}{_change(value, 1, '.4f')}{_seeds(value, 1, '.4f')}"
 
 
 def _percent(value: Mapping[str, Any]) -> str:
     inferior = "" if value.get("not_inferior", True) else " !"
-    return f"{100 * value['mean']:.1f}{_change(value, 100, '.1f')}{inferior}"
+    return f"{100 * value['mean']:.1f}{_change(value, 100, '.1f')}{inferior}{_seeds(value, 100, '.1f')}"
 
 
 def _share(value: Mapping[str, Any]) -> str:
-    return f"{100 * value['mean']:.2f} %"
+    return f"{100 * value['mean']:.2f} %{_interval(value, 100, '.2f')}"
 
 
 def _small(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.3g}"
+    return f"{value['mean']:.3g}{_interval(value, 1, '.3g')}"
 
 
 def _change(value: Mapping[str, Any], unit: float, form: str) -> str:
@@ -33,6 +35,17 @@ def _change(value: Mapping[str, Any], unit: float, form: str) -> str:
     return f" ({difference} [{low}, {high}])"
 
 
+def _interval(value: Mapping[str, Any], unit: float, form: str) -> str:
+    low, high = (format(unit * value["interval"][name], form) for name in ("low", "high"))
+    return f" [{low}, {high}]"
+
+
+def _seeds(value: Mapping[str, Any], unit: float, form: str) -> str:
+    """What the seeds gave, from the least to the most."""
+    found = value.get("seeds", ())
+    return f" {unit * min(found):{form}}..{unit * max(found):{form}}" if found else ""
+
+
 # Heading -> figure and how it is written.
 COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "bits a masked token": ("nll", _bits),
@@ -40,6 +53,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "argmax agrees": ("argmax", _share),
     "exact match %": ("match", _percent),
     "same answers": ("same_answers", _share),
+    "same tokens": ("same_tokens", _share),
+    "steps before they part": ("same_steps", _share),
     "choice %": ("choice", _percent),
     "hidden error, forced": ("forced", _share),
     "hidden error, free": ("free", _share),
@@ -47,11 +62,23 @@ COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 
 LEGEND = """\
 Every figure is on the same samples for all rows of a model; in brackets the change against full precision (float32) and
-its 95 % interval by paired bootstrap. Rank: 1 + the number of methods with the same bits that need fewer bits a masked
-token at 95 %; equal ranks cannot be told apart. `!`: exact match may be inferior by more than one point. KL in bits.
-Hidden error: squared error of the final norm's output over all rows of the canvas and all denoising steps, as a share
-of its power; forced along the canvases of full precision, and free-running. Rows with several seeds (calibration draws
-and rotations) show their mean; the interval is of the samples.
+its 95 % interval by paired bootstrap, or the interval of the figure itself. Rows with several seeds (calibration draws
+and rotations) show their mean, what the seeds gave as least..most, and intervals of samples and seeds together; rows
+with one seed say nothing of other draws. Rank: 1 + the number of rows with the same bits that need fewer bits a masked
+token at 95 %, without a correction for the number of comparisons; equal ranks cannot be told apart. `!`: exact match
+may be inferior by more than one point. KL in bits. Same answers, tokens and steps: of free runs against those of full
+precision, ids up to the end of text at the end of the run, and denoising steps before the canvases first differ, as a
+share of all; full precision runs in torch, what can be exported in ONNX Runtime. Hidden error: squared error of the
+final norm's output over all rows of the canvas and all denoising steps, as a share of its power; forced along the
+canvases of full precision, and free-running.
+"""
+
+VERDICTS = f"""\
+The study is "Quantization Meets dLLMs" (arXiv 2508.14896). A claim agrees when it holds for every row it speaks of, is
+mixed when for some it does not, and is not settled when no row contradicts it but the interval of one has room for
+both. One method beats another when its interval of bits excludes 0; a difference below {100 * ALIKE:.0f} % of the
+other's loss is none that matters. Exact match says nothing of a model whose full precision answers less than
+{100 * KNOWS:.0f} % right; such models are left out.
 """
 
 
@@ -62,13 +89,14 @@ def markdown(study: Mapping[str, Any], plots: Sequence[str]) -> str:
     for model in models:
         own = [line for line in study["rows"] if line["model"] == model]
         lines += [f"## {model}", "", *_main(own), "", *_kinds(own)]
-    lines += ["## Findings", "", *_findings(study["findings"]), ""]
+    lines += ["## Findings", "", VERDICTS, *_findings(study["findings"]), ""]
     absent = [line for line in study["rows"] if "reason" in line]
     if absent:
         lines += ["## Not possible", "", *(f"- {_named(line)}: {_one_line(line['reason'])}" for line in absent), ""]
     lines += [f"![{name}]({name})" for name in plots]
     sizes = ", ".join(f"{name} {value}" for name, value in sorted(study["sizes"].items()))
-    return "\n".join([*lines, "", f"Sizes: {sizes}.", ""])
+    versions = ", ".join(f"{name} {version}" for name, version in study["made_with"].items())
+    return "\n".join([*lines, "", f"Sizes: {sizes}. Threads of a cell: {study['threads']}.", "", f"{versions}.", ""])
 
 
 def _main(lines: Sequence[Line]) -> list[str]:
@@ -98,10 +126,11 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
 
 
 def _findings(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    table = [["the study's finding", "where", "here", "held", "figures"]]
+    table = [["finding", "the study's place", "here", "held", "figures", "why: what differs here"]]
     for each in found:
         held = f"{each['held']} of {each['of']}" if each["of"] else ""
-        table.append([each["claim"], each["source"], each["verdict"], held, "; ".join(each["figures"])])
+        figures, why = ("<br>".join(each[name]) for name in ("figures", "why"))
+        table.append([each["claim"], each["source"], each["verdict"], held, figures, why])
     return _grid(table)
 
 

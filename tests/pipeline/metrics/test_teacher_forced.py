@@ -70,7 +70,7 @@ def test_equal_models_agree_in_everything(case):
     assert found.agreement.argmax.mean == 1.0
     assert found.agreement.kl.values == (0.0,) * 6
     assert found.candidate == found.reference
-    interval = paired(found.reference.bits, found.candidate.bits)
+    interval = paired([found.reference.bits], [found.candidate.bits])
     assert (interval.difference, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
 

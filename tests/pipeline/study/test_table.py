@@ -24,7 +24,13 @@ IMPOSSIBLE = [(Cell(model="builtin:a", method="quarot", bits="w4a16", states="no
 
 def page(cells: list[Any] = CELLS, impossible: list[Any] = IMPOSSIBLE) -> dict[str, Any]:
     found = rows(cells, impossible)
-    return {"rows": as_table(found), "findings": findings(found), "sizes": asdict(Sizes())}
+    return {
+        "rows": as_table(found),
+        "findings": findings(found),
+        "sizes": asdict(Sizes()),
+        "threads": 3,
+        "made_with": {"torch": "2"},
+    }
 
 
 def table_rows(text: str) -> list[list[str]]:
@@ -45,11 +51,31 @@ def test_every_row_stands_in_the_table() -> None:
     assert by_method["gptq"]["exact match %"].endswith("!")
     assert by_method["gptq"]["bits a masked token"].endswith("(+0.1000 [+0.1000, +0.1000])")
     assert (by_method["gptq"]["rank"], by_method["awq"]["rank"]) == ("1", "2")
-    assert by_method["awq"]["argmax agrees"] == "75.00 %"
+    assert by_method["awq"]["argmax agrees"] == "75.00 % [75.00, 75.00]"
+    assert by_method["awq"]["same answers"].startswith("50.00 % [3")
+    assert by_method["gptq"]["steps before they part"].startswith("95.00 % [")
     assert ["w4a4", "awq", "noised", "100.0", "0.0"] in lines
     assert "- builtin:a quarot w4a16 noised: cannot \\| do that" in text
     assert "![nll.png](nll.png)" in text
     assert text == markdown(page(), ["nll.png"])
+
+
+def test_seeds_are_shown_from_the_least_to_the_most() -> None:
+    cells = [full(), *(measured("gptq", seed=seed, nll=nll, right=0.5) for seed, nll in enumerate((0.3, 0.2, 0.4)))]
+    found = dict(zip(*(table_rows(markdown(page(cells, []), []))[at] for at in (0, 3)), strict=True))
+    assert (found["method"], found["seeds"]) == ("gptq", "3")
+    assert found["bits a masked token"].endswith(") 0.2002..0.3994")
+    assert found["exact match %"].endswith("! 50.0..50.0")
+
+
+def test_a_finding_has_a_line_for_every_figure_and_what_it_was_made_with_is_told() -> None:
+    more = [measured(method, "w8a8", model="builtin:a") for method in ("rtn", "awq")]
+    text = markdown(page([*CELLS, *more], []), [])
+    line = next(line for line in table_rows(text) if line[0].startswith("W8A8"))
+    assert line[2:4] == ["agrees", "2 of 2"]
+    assert line[4] == "a rtn w8a8 noised: +0.0 points [+0.0, +0.0]<br>a awq w8a8 noised: +0.0 points [+0.0, +0.0]"
+    assert line[5].startswith("by exact match on our problems")
+    assert text.endswith("Threads of a cell: 3.\n\ntorch 2.\n")
 
 
 def test_columns_of_tasks_that_were_not_asked_for_are_left_out() -> None:
