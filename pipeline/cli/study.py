@@ -16,7 +16,9 @@ SIZES = (
     click.option("--problems", type=click.IntRange(min=1), default=500, show_default=True, help="Of exact match."),
     click.option("--tokens", type=click.IntRange(min=1), default=20000, show_default=True, help="Masked, of NLL."),
     click.option("--questions", type=click.IntRange(min=1), default=200, show_default=True, help="Of choice."),
-    click.option("--masks", type=click.IntRange(min=1), default=8, show_default=True, help="Drawn for an option."),
+    click.option(
+        "--masks", type=click.IntRange(min=1), default=8, show_default=True, help="Masks drawn for each option."
+    ),
     click.option("--trajectories", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts followed."),
 )
 
@@ -31,7 +33,11 @@ SIZES = (
 @click.option("--states", metavar="A,B", callback=_words, default="noised", show_default=True, help="noised, clean.")
 @click.option("--seeds", metavar="N[,BITS=N]", default="1", show_default=True, help="Calibration and rotation draws.")
 @click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Study folder.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Cells at a time.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Cells at a time; without it one, with ray what the cluster has room for.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each cell.")
 @click.option("--engine", metavar="NAME", default="local", show_default=True, help="local, or ray (a cluster).")
 @click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one key of every recipe (repeatable).")
@@ -44,7 +50,7 @@ def command(
     states: tuple[str, ...],
     seeds: str,
     output: Path,
-    jobs: int,
+    jobs: int | None,
     threads: int,
     engine: str,
     sets: tuple[str, ...],

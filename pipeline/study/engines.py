@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import EnvironmentFault, WillNotFit
 
@@ -22,16 +22,27 @@ Outcome = TypeVar("Outcome")
 Measure = Callable[[Order], Outcome]
 
 
-def local(measure: Measure[Order, Outcome], orders: Sequence[Order], jobs: int) -> Iterator[tuple[Order, Outcome]]:
-    """`jobs` processes; one job is this process. Raises WillNotFit when one dies."""
-    if min(jobs, len(orders)) <= 1:
+class Reserves(Protocol):
+    """An order that says how many processors it keeps busy."""
+
+    @property
+    def threads(self) -> int: ...
+
+
+Reserving = TypeVar("Reserving", bound=Reserves)
+
+
+def local(
+    measure: Measure[Order, Outcome], orders: Sequence[Order], jobs: int | None
+) -> Iterator[tuple[Order, Outcome]]:
+    """`jobs` processes; one job, or None, is this process. Raises WillNotFit when one dies."""
+    jobs = min(jobs or 1, len(orders))
+    if jobs <= 1:
         yield from ((order, measure(order)) for order in orders)
         return
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     reader, writer = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(
-        min(jobs, len(orders)), mp_context=context, initializer=_live_with, initargs=(reader,)
-    ) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_live_with, initargs=(reader,)) as pool:
         asked = {pool.submit(measure, order): order for order in orders}
         try:
             for done in as_completed(asked):
@@ -57,10 +68,13 @@ def _live_with(reader: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def ray(measure: Measure[Order, Outcome], orders: Sequence[Order], jobs: int) -> Iterator[tuple[Order, Outcome]]:
+def ray(
+    measure: Measure[Reserving, Outcome], orders: Sequence[Reserving], jobs: int | None
+) -> Iterator[tuple[Reserving, Outcome]]:
     """Tasks of a Ray cluster: the one that RAY_ADDRESS names or this machine runs, else one of its own.
 
-    At most `jobs` cells at a time. Raises EnvironmentFault where there is no Ray.
+    At most `jobs` cells at a time, without a number as many as the cluster has processors for. Raises EnvironmentFault
+    where there is no Ray or no cluster, WillNotFit when a worker dies.
     """
     try:
         import ray as cluster
@@ -68,24 +82,47 @@ def ray(measure: Measure[Order, Outcome], orders: Sequence[Order], jobs: int) ->
         raise EnvironmentFault(f"--engine ray needs the package ray ({fault}); pip install 'dllmc[ray]'") from fault
     started = not cluster.is_initialized()
     if started:
-        cluster.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    remote = cluster.remote(measure)
+        _start(cluster)
+    most = _most_processors(cluster)
+    remote = cluster.remote(max_retries=0)(measure)  # a cell that a worker died of is most likely too large
     waiting = list(reversed(orders))
-    running: dict[object, Order] = {}
+    running: dict[object, Reserving] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and (jobs is None or len(running) < jobs):
                 order = waiting.pop()
-                running[remote.remote(order)] = order
+                running[remote.options(num_cpus=min(order.threads, most)).remote(order)] = order
             (done, *_), _ = cluster.wait(list(running))
             yield running.pop(done), cluster.get(done)
     except cluster.exceptions.RayTaskError as fault:
         raise fault.cause from fault  # the fault as it was there, without the remote traceback in its words
+    except cluster.exceptions.RayError as fault:
+        raise WillNotFit(
+            f"a worker of the cluster died ({type(fault).__name__}), most likely for memory; pass a lower --jobs, and "
+            "the same command to go on"
+        ) from fault
     finally:
         for task in running:
             cluster.cancel(task, force=True)
         if started:
             cluster.shutdown()
+
+
+def _most_processors(cluster: Any) -> int:
+    """Of one node: a task that asks for more would wait for ever."""
+    return max(int(node["Resources"].get("CPU", 1)) for node in cluster.nodes() if node["Alive"])
+
+
+def _start(cluster: Any) -> None:
+    """Join the cluster, or start one; what Ray raises where it cannot shares no class."""
+    try:
+        cluster.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as fault:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        words = " ".join(str(fault).split())[:300]
+        raise EnvironmentFault(
+            f"no Ray cluster at {where}: {words}; check RAY_ADDRESS, or pass --engine local"
+        ) from fault
 
 
 ENGINES: dict[str, Callable[..., Iterator[tuple[Any, Any]]]] = {"local": local, "ray": ray}

@@ -43,8 +43,9 @@ def _nll(lines: Sequence[Line]) -> bytes | None:
             at = [place for place, each in enumerate(bits) if each in own]
             values = [own[bits[place]]["measured"]["nll"]["against_full"] for place in at]
             centres = [value["difference"] for value in values]
-            spread = [[value["difference"] - value["low"] for value in values]]
-            spread += [[value["high"] - value["difference"] for value in values]]
+            # Percentiles of few samples or seeds may lie all on one side of the mean, which a bar cannot.
+            spread = [[max(0.0, value["difference"] - value["low"]) for value in values]]
+            spread += [[max(0.0, value["high"] - value["difference"]) for value in values]]
             shift = 0.8 * ((number + 0.5) / len(series) - 0.5)
             panel.errorbar(
                 [place + shift for place in at], centres, spread, ls="", ms=5, capsize=2, label=name, **style

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pipeline.bundle import made_with
+from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import source_digest
 from pipeline.errors import EnvironmentFault, UsageFault
 from pipeline.fingerprint import digest_of, model_digest
-from pipeline.folder import write_bytes, write_json
+from pipeline.folder import os_faults, user_path, write_bytes, write_json
 from pipeline.models import resolve
-from pipeline.models.checkpoint import open_checkpoint
+from pipeline.models.checkpoint import Checkpoint, open_checkpoint
+from pipeline.models.tokenizer import read_tokenizer
 from pipeline.progress import Progress
 from pipeline.quantize import check_format
 from pipeline.recipe import Recipe
@@ -29,7 +37,7 @@ from pipeline.study.table import markdown
 from pipeline.study.tasks import TASKS
 from pipeline.version import VERSION
 
-STUDY, TABLE = "study.json", "study.md"
+STUDY, TABLE, SCRATCH = "study.json", "study.md", "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,9 @@ class Plan:
     impossible: tuple[tuple[Cell, str], ...]
 
 
-def study(request: Request, output: Path, *, engine: str = "local", jobs: int = 1, report: Progress) -> dict[str, Any]:
+def study(
+    request: Request, output: Path, *, engine: str = "local", jobs: int | None = None, report: Progress
+) -> dict[str, Any]:
     """Measure what is missing in the folder `output`; returns what study.json says.
 
     Raises UsageFault for names that are none and where no cell is possible, EnvironmentFault for a missing package.
@@ -60,13 +70,17 @@ def study(request: Request, output: Path, *, engine: str = "local", jobs: int = 
     _require_matplotlib()
     plan = make_plan(request)
     with StudyFolder(output) as folder:
-        _measure_missing(plan, folder, engine, jobs, report)
+        with _scratch(folder.path) if engine == "local" else nullcontext():
+            _measure_missing(plan, folder, engine, jobs, report)
         measured = [(order.cell, _kept(folder, order)) for order in plan.orders]
         return _write(request, measured, plan, folder.path)
 
 
 def make_plan(request: Request) -> Plan:
-    """Every cell of the grid on every model, with its recipe checked against method and model."""
+    """Every cell of the grid on every model, with its recipe checked against method, model and calibration text.
+
+    Raises UsageFault for names that are none and where no cell is possible, InputRefused for a text that does not do.
+    """
     request.grid.check()
     known(request.tasks, TASKS, "task", "--tasks")
     orders: list[Order] = []
@@ -75,6 +89,7 @@ def make_plan(request: Request) -> Plan:
     for model in dict.fromkeys(request.models):
         checkpoint = open_checkpoint(resolve(model))
         files = models[model] = model_digest(checkpoint)
+        calibrated: list[Recipe] = []
         source = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
         for cell in request.grid.cells(model):
             recipe = None
@@ -86,10 +101,31 @@ def make_plan(request: Request) -> Plan:
             except UsageFault as fault:
                 impossible.append((cell, str(fault)))
                 continue
+            if recipe and cell.states:
+                calibrated.append(recipe)
             orders.append(_order(request, cell, recipe, source, files))
+        _check_texts(checkpoint, calibrated)
     if impossible and all(order.recipe is None for order in orders):
         raise UsageFault(f"no cell of this study is possible: {impossible[0][1]}")
     return Plan(models=models, orders=tuple(orders), impossible=tuple(impossible))
+
+
+def _check_texts(checkpoint: Checkpoint, recipes: Sequence[Recipe]) -> None:
+    """Draw from each text once: what is wrong with it is the user's to mend, and no result of a method."""
+    different = {(part.source, part.samples, part.length): part for part in (recipe.calibration for recipe in recipes)}
+    for part in different.values():
+        if part.source != "builtin":
+            tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+            calibration_states(part, tokenizer, checkpoint.config)
+
+
+def _anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with the path of its calibration text absolute, for workers in other folders."""
+    kind, _, path = recipe.calibration.source.partition(":")
+    if kind != "file":
+        return recipe
+    part = recipe.calibration.model_copy(update={"source": f"file:{user_path(path).absolute()}"})
+    return recipe.model_copy(update={"calibration": part})
 
 
 def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, files: str) -> Order:
@@ -101,7 +137,7 @@ def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, fil
     return Order(
         cell=cell,
         source=source,
-        recipe=recipe,
+        recipe=_anywhere(recipe) if recipe else None,
         tasks=tasks,
         sizes=sizes,
         threads=threads,
@@ -110,7 +146,7 @@ def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, fil
     )
 
 
-def _measure_missing(plan: Plan, folder: StudyFolder, engine: str, jobs: int, report: Progress) -> None:
+def _measure_missing(plan: Plan, folder: StudyFolder, engine: str, jobs: int | None, report: Progress) -> None:
     missing = [order for order in plan.orders if folder.outcome(order.cell, order.fingerprint) is None]
     done = len(plan.orders) - len(missing)
     if done:
@@ -129,7 +165,30 @@ def _measure_missing(plan: Plan, folder: StudyFolder, engine: str, jobs: int, re
             report.note(f"{order.cell.label}: {outcome.get('failed', 'done')} ({seconds:.1f} s)")
 
 
-def _measured(orders: Sequence[Order], engine: str, jobs: int) -> Iterator[tuple[Order, dict[str, Any]]]:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Temporary files of cells in this machine's processes lie in the study's folder, and none after a kill.
+
+    A model may be too large for the system's folder, which is often in memory. Workers of a cluster have their own.
+    """
+    place = folder / SCRATCH
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    with os_faults(f"cannot write in {folder}", writes=folder):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        tempfile.tempdir = os.environ["TMPDIR"] = str(place)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            if variable is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = variable
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _measured(orders: Sequence[Order], engine: str, jobs: int | None) -> Iterator[tuple[Order, dict[str, Any]]]:
     return ENGINES[engine](measure, orders, jobs)
 
 
@@ -143,7 +202,7 @@ def _write(
     request: Request, measured: Sequence[tuple[Cell, dict[str, Any]]], plan: Plan, folder: Path
 ) -> dict[str, Any]:
     """study.json, study.md and the pictures: they hold no time and no place, so the same cells give the same bytes."""
-    recipes = {order.cell: order.recipe for order in plan.orders if order.recipe is not None}
+    recipes = {order.cell: request.grid.recipe(order.cell) for order in plan.orders if order.recipe is not None}
     rows = summary.rows(measured, plan.impossible, recipes)
     table = summary.as_table(rows)
     content: dict[str, Any] = {

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import UsageFault, WillNotFit
+from pipeline.errors import EnvironmentFault, UsageFault, WillNotFit
 from pipeline.study.engines import ENGINES, local, ray
 
 ORDERS = [3, 1, 4, 15]
@@ -28,6 +29,7 @@ def test_every_order_is_measured_once(jobs: int) -> None:
 def test_one_job_is_this_process_and_keeps_the_order() -> None:
     assert list(local(lambda order: os.getpid() + order, ORDERS, 1)) == [(n, os.getpid() + n) for n in ORDERS]
     assert list(local(operator.neg, [], 2)) == []
+    assert list(local(lambda order: os.getpid(), [1, 2], None)) == [(1, os.getpid()), (2, os.getpid())]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -69,19 +71,68 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def refused(order: int) -> int:
-    raise UsageFault(f"order {order} is refused")
+@dataclass(frozen=True)
+class Asked:
+    """An order of a cluster; more threads than any node has must not wait for ever."""
+
+    number: int
+    threads: int = 1
 
 
-def test_ray_measures_the_same_and_leaves_the_cluster(cluster: Any) -> None:
-    assert sorted(ray(abs_of, ORDERS, 2)) == sorted((order, abs_of(order)) for order in ORDERS)
+def refused(order: Asked) -> int:
+    raise UsageFault(f"order {order.number} is refused")
+
+
+def negative(order: Asked) -> int:
+    return -order.number
+
+
+def dies(order: Asked) -> int:
+    os._exit(1)
+
+
+def running(order: Asked) -> tuple[float, float]:
+    started = time.monotonic()
+    time.sleep(0.5)
+    return started, time.monotonic()
+
+
+@pytest.mark.parametrize("jobs", [2, None])
+def test_ray_measures_the_same_and_leaves_the_cluster(cluster: Any, jobs: int | None) -> None:
+    orders = [Asked(3), Asked(1, threads=64), Asked(15)]
+    found = {order.number: outcome for order, outcome in ray(negative, orders, jobs)}
+    assert found == {3: -3, 1: -1, 15: -15}
     with pytest.raises(UsageFault, match=r"^order 3 is refused$"):
-        list(ray(refused, ORDERS, 2))
+        list(ray(refused, orders, jobs))
     assert cluster.is_initialized()
 
 
-def abs_of(order: int) -> int:
-    return abs(order - 10)
+def test_a_cell_has_the_processors_that_it_asks_for(cluster: Any) -> None:
+    """Of two: cells of one thread run side by side where nobody forbids it, cells of two one after the other."""
+    for threads, together in ((1, True), (2, False)):
+        (a, b), (c, d) = (times for _, times in ray(running, [Asked(1, threads), Asked(2, threads)], None))
+        assert (max(a, c) < min(b, d)) is together
+
+
+def test_a_worker_of_the_cluster_that_dies_is_named(cluster: Any) -> None:
+    with pytest.raises(WillNotFit, match=r"a worker of the cluster died .*--jobs"):
+        list(ray(dies, [Asked(1)], 1))
+
+
+@pytest.mark.parametrize("fault", [ConnectionError, RuntimeError, ValueError])
+def test_a_cluster_that_cannot_be_reached_is_named(
+    cluster: Any, fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(**unused: object) -> None:
+        raise fault("nobody\nanswers")
+
+    monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "init", unreachable)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    with pytest.raises(
+        EnvironmentFault, match=r"no Ray cluster at 10\.0\.0\.9:6379: nobody answers; check RAY_ADDRESS"
+    ):
+        list(ray(negative, [Asked(1)], 1))
 
 
 def test_engines_are_in_their_table() -> None:

@@ -1,10 +1,12 @@
 """The whole study on a small random model: every task, a kill at any moment, other engines, and the same bytes."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.fingerprint import model_digest
+from pipeline.folder import LOCK
+from pipeline.models.checkpoint import open_checkpoint
 from pipeline.study import measure as measuring
 from pipeline.study import run
+from pipeline.study.grid import Grid
+from pipeline.study.subject import Sizes
 from pipeline.study.tasks import TASKS
 
 pytest.importorskip("matplotlib")
@@ -116,6 +123,99 @@ def test_cells_of_another_study_are_measured_again(
     monkeypatch.setattr(run, "measure", counted)
     assert main(words(source, whole, *more)) == 130
     assert asked == (["rtn"] if change == "recipe" else ["full"])  # full precision has no recipe
+
+
+def test_a_format_that_cannot_be_exported_runs_in_torch(source: Path, tmp_path: Path) -> None:
+    settings = ["--methods", "rtn", "--bits", "w4a4", "--tasks", "match", *SIZES, "--set", "attention.v_bits=8"]
+    assert main(["study", str(source), *settings, "-o", str(tmp_path / "out")]) == 0
+    full, rtn = json.loads((tmp_path / "out/study.json").read_bytes())["rows"]
+    assert (full["runs_in"], rtn["runs_in"]) == ("torch", "torch")
+    assert rtn["recipe"]["attention"]["v_bits"] == 8
+    assert rtn["measured"]["same_tokens"]["count"] == 6
+
+
+def test_a_study_says_what_it_was_made_with(whole: Path, source: Path) -> None:
+    content = json.loads((whole / "study.json").read_bytes())
+    assert {"dllmc", "python", "torch", "onnxruntime"} <= set(content["made_with"])
+    assert content["code"] == measuring.measuring_code()
+    assert content["threads"] == 1
+    assert content["models"] == {str(source): model_digest(open_checkpoint(source))}
+    recipe = content["rows"][2]["recipe"]
+    assert (recipe["method"], recipe["smoothquant"]["alpha"], recipe["calibration"]["samples"]) == (
+        "smoothquant",
+        0.6,
+        8,
+    )
+    assert "recipe" not in content["rows"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("binary.txt", b"\xff\xfe\x00", "is not UTF-8"),
+        ("short.txt", b"2 + 2 =", "calibration"),
+        ("broken.jsonl", b'{"text": "a"}\n{', "line 2 is not JSON"),
+    ],
+)
+def test_a_text_that_cannot_calibrate_ends_the_study_before_it_begins(
+    source: Path, tmp_path: Path, name: str, content: bytes, why: str, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    def never(order: object) -> dict[str, object]:
+        raise AssertionError("nothing is measured with a text that is to be mended")
+
+    monkeypatch.setattr(run, "measure", never)
+    (tmp_path / name).write_bytes(content)
+    text = f"calibration.source=file:{tmp_path / name}"
+    assert main(words(source, tmp_path / "out", "--set", text)) == 4
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_is_found_by_workers_in_other_folders(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.jsonl").write_text('{"prompt": "1 + 2 = ", "answer": "3 is the answer"}\n' * 9)
+    grid = Grid(
+        methods=("smoothquant",),
+        bits=("w4a4",),
+        seeds={"w4a4": 1},
+        sets=("calibration.source=file:text.jsonl", "calibration.samples=8"),
+    )
+    plan = run.make_plan(run.Request(models=(str(source),), grid=grid, tasks=("nll",), sizes=Sizes()))
+    recipe = plan.orders[1].recipe
+    assert recipe is not None
+    assert recipe.calibration.source == f"file:{tmp_path / 'text.jsonl'}"
+
+
+def test_cells_have_their_files_in_the_folder_of_the_study(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    before, found = tempfile.gettempdir(), []
+    (output / "scratch/dllmc-study-of-a-kill").mkdir(parents=True)
+    (output / LOCK).touch()
+
+    def look(order: measuring.Order) -> dict[str, object]:
+        found.append((tempfile.gettempdir(), os.environ["TMPDIR"], list((output / "scratch").iterdir())))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure", look)
+    assert main(words(source, output)) == 130
+    assert found == [(str(output / "scratch"), str(output / "scratch"), [])]
+    assert tempfile.gettempdir() == before
+    assert not (output / "scratch").exists()
+
+
+def test_a_full_disk_in_a_cell_will_not_fit(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    def full(order: object) -> dict[str, object]:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out/scratch/x"))
+
+    monkeypatch.setattr(run, "measure", full)
+    assert main(words(source, tmp_path / "out")) == 3
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_a_study_that_is_killed_goes_on(whole: Path, source: Path, tmp_path: Path) -> None:

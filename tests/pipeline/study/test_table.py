@@ -108,6 +108,15 @@ def test_pictures_are_the_same_for_the_same_figures(tmp_path: Path) -> None:
         assert first == second
 
 
+def test_a_mean_beside_its_interval_is_drawn(tmp_path: Path) -> None:
+    """As rounding leaves it where all samples are alike."""
+    pytest.importorskip("matplotlib")
+    lines = as_table(rows(CELLS, []))
+    lines[1]["measured"]["nll"]["against_full"] |= {"low": 0.11, "high": 0.12, "difference": 0.1}
+    lines[2]["measured"]["nll"]["against_full"] |= {"low": 0.08, "high": 0.09, "difference": 0.1}
+    assert "nll.png" in plots.draw(lines, tmp_path)
+
+
 def test_pictures_without_figures_are_not_there(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "nll.png").write_bytes(b"of an earlier study")
