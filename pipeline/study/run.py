@@ -173,19 +173,19 @@ def _scratch(folder: Path) -> Iterator[None]:
     """
     place = folder / SCRATCH
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
-    with os_faults(f"cannot write in {folder}", writes=folder):
+    with os_faults(f"cannot write in {folder}"):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        tempfile.tempdir = os.environ["TMPDIR"] = str(place)
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
-            if variable is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = variable
-            shutil.rmtree(place, ignore_errors=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _measured(orders: Sequence[Order], engine: str, jobs: int | None) -> Iterator[tuple[Order, dict[str, Any]]]:
