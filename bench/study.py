@@ -19,6 +19,7 @@ from pipeline.study.subject import Sizes
 from pipeline.study.table import markdown
 from pipeline.study.tasks import TASKS
 
+SIZES = Sizes(questions=60)
 # Figures of a single noise level, step or kind of question; kinds of exact match are kept.
 FINE = ("nll.", "choice.", "free.", "forced.", "free_mse.", "forced_mse.")
 
@@ -33,7 +34,7 @@ class Part:
     states: str = "noised"
     seeds: str = "1"
     tasks: tuple[str, ...] = tuple(TASKS)
-    sizes: Sizes = Sizes(questions=60)
+    sizes: Sizes = SIZES
 
     def request(self) -> Request:
         """The same for both reference models."""
