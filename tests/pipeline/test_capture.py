@@ -138,7 +138,7 @@ def test_pieces_in_a_row_are_the_model(captures: Captures, batch: int, query: in
     visible = (torch.arange(query)[None, :] < kv_len[:, None])[:, None, None, :].expand(-1, 1, query, -1)
     x, _ = made[ENDS](ids, torch.zeros(batch, query, model.config.hidden_size))
     for i in range(model.config.num_layers):
-        x = made[f"blocks.{i}"](x, cos, sin, visible)
+        x = made[f"blocks.{i}"](x, cos, sin, visible, (ids == model.config.mask_id).int())
     assert_close(x, model.hidden(ids, positions, kv_len))
     _, logits = made[ENDS](ids, x)
     assert_close(logits, model.logits(ids, positions, kv_len))

@@ -20,6 +20,8 @@ from pipeline.study.engines import ENGINES, local, ray
 ORDERS = [3, 1, 4, 15]
 ROOT = Path(__file__).parents[3]
 
+INTERRUPT = signal.getsignal(signal.SIGINT)  # ignored, where the whole suite runs in the background
+
 
 @pytest.mark.parametrize("jobs", [1, 2, 9])
 def test_every_order_is_measured_once(jobs: int) -> None:
@@ -137,4 +139,4 @@ def test_a_cluster_that_cannot_be_reached_is_named(
 
 def test_engines_are_in_their_table() -> None:
     assert list(ENGINES.items()) == [("local", local), ("ray", ray)]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a worker's setting stays in the worker
+    assert signal.getsignal(signal.SIGINT) is INTERRUPT  # a worker's setting stays in the worker
