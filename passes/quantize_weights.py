@@ -17,9 +17,9 @@ WeightSolver = Callable[[str, Tensor, QuantSpec], Grid]
 ops = torch.ops.dllmc
 
 
-def nearest(site: str, weight: Tensor, spec: QuantSpec) -> Grid:
-    """The solver that needs no calibration."""
-    return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric)
+def nearest(site: str, weight: Tensor, spec: QuantSpec, clip: Tensor | None = None) -> Grid:
+    """The solver that needs no calibration; `clip` [N, G] are ratios of the range where a method found some."""
+    return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric, clip=clip)
 
 
 class QuantizeWeights:

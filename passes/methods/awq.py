@@ -14,10 +14,9 @@ from passes.magnitudes import linears_at_hand, magnitudes, needed, sample_rows
 from passes.methods.method import INTEGER, WEIGHT_ONLY, Method
 from passes.producers import query_key_rows, scalable
 from passes.quant_spec import QuantPlan, QuantSpec
-from passes.quantize_weights import QuantizeWeights, float_weight
+from passes.quantize_weights import QuantizeWeights, float_weight, nearest
 from passes.solvers.awq import Requantize, search_clip, search_scale
 from passes.solvers.grid import Grid
-from passes.solvers.nearest import round_to_nearest
 
 
 class SearchScales:
@@ -70,18 +69,14 @@ class RoundClipped:
                 clips[site][query_key_rows(graph, linear)] = 1.0
 
         def solve(site: str, weight: Tensor, spec: QuantSpec) -> Grid:
-            return _round(weight, spec, clips.get(site))
+            return nearest(site, weight, spec, clips.get(site))
 
         return QuantizeWeights(self.plan, solve)(graph)
 
 
-def _round(weight: Tensor, spec: QuantSpec, clip: Tensor | None) -> Grid:
-    return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric, clip=clip)
-
-
 def _requantize(spec: QuantSpec) -> Requantize:
     def values(weight: Tensor, clip: Tensor | None) -> Tensor:
-        grid = _round(weight, spec, clip)
+        grid = nearest("", weight, spec, clip)
         found: Tensor = torch.ops.dllmc.dequantize(grid.codes, grid.scale, spec.w_bits, spec.w_group, grid.zero)
         return found
 

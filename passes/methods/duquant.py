@@ -15,11 +15,10 @@ from passes.insert_rotation import InsertRotation
 from passes.methods.gptq import solve_by_gptq
 from passes.methods.method import INTEGER, Method
 from passes.quant_spec import QuantPlan, QuantSpec
-from passes.quantize_weights import QuantizeWeights
+from passes.quantize_weights import QuantizeWeights, nearest
 from passes.rotate_keys import RotateKeys
 from passes.smooth_scales import SmoothScales
 from passes.solvers.grid import Grid
-from passes.solvers.nearest import round_to_nearest
 
 
 def _rewrite(plan: QuantPlan, fit: Fit) -> list[Pass]:
@@ -42,7 +41,7 @@ def _solve(plan: QuantPlan, fit: Fit) -> list[Pass]:
     def clipped(site: str, weight: Tensor, spec: QuantSpec) -> Grid:
         rows, inner = weight.shape
         clip = torch.full((rows, inner // (spec.w_group or inner)), options.w_clip, device=weight.device)
-        return round_to_nearest(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric, clip=clip)
+        return nearest(site, weight, spec, clip)
 
     return [QuantizeWeights(plan, clipped)]
 

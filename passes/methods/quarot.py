@@ -4,7 +4,6 @@ With float activations there is nothing to do at run time: only what folds into 
 """
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from passes.rotate_stream import RotateStream
 from passes.rotate_values import RotateValues
 from passes.solvers.clip import clip_ratios
 from passes.solvers.grid import Grid
-from passes.solvers.nearest import round_to_nearest
 
 
 def _rewrite(plan: QuantPlan, fit: Fit) -> list[Pass]:
@@ -40,8 +38,10 @@ def _solve(plan: QuantPlan, fit: Fit) -> list[Pass]:
 
 
 def _nearest_clipped(site: str, weight: Tensor, spec: QuantSpec) -> Grid:
-    form: dict[str, Any] = {"bits": spec.w_bits, "group": spec.w_group, "symmetric": spec.w_symmetric}
-    return round_to_nearest(weight, **form, clip=None if weight.is_meta else clip_ratios(weight, **form))
+    if weight.is_meta:
+        return nearest(site, weight, spec)
+    clip = clip_ratios(weight, bits=spec.w_bits, group=spec.w_group, symmetric=spec.w_symmetric)
+    return nearest(site, weight, spec, clip)
 
 
 METHOD = Method(
