@@ -183,6 +183,19 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def take_lock(folder: Path, what: str) -> int:
+    """An open handle that locks `folder` until it is closed; UsageFault while another `what` works there."""
+    import fcntl
+
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as fault:
+        os.close(handle)
+        raise UsageFault(f"another {what} is working in {folder}; wait for it, or pass another -o DIR") from fault
+    return handle
+
+
 class WorkFolder:
     """`DIR.work`: locked while in use, remembers finished stages, disappears once published.
 
@@ -239,7 +252,7 @@ class WorkFolder:
         with os_faults(f"cannot write beside {self.output}"):
             self._check_ours()
             make_folder(self.path)
-            self._lock = self._take_lock()
+            self._lock = take_lock(self.path, "dllmc")
             try:
                 write_bytes(self.path / "probe", b"dry write")
                 (self.path / "probe").unlink()
@@ -282,17 +295,6 @@ class WorkFolder:
                 path.unlink()
         (self.path / LOCK).unlink()
         self.path.rmdir()
-
-    def _take_lock(self) -> int:
-        import fcntl
-
-        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            os.close(handle)
-            raise UsageFault(f"another dllmc is working in {self.path}; wait for it, or pass another -o DIR") from fault
-        return handle
 
     def _restore(self) -> None:
         """Put an old bundle back that a killed `--force` had moved aside."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageFault
 from pipeline.fingerprint import digest_of
-from pipeline.folder import FILE_MODE, LOCK, make_folder, os_faults, write_json
+from pipeline.folder import LOCK, make_folder, os_faults, take_lock, write_json
 from pipeline.study.grid import Cell
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class StudyFolder:
         with os_faults(f"cannot write in {self.path}"):
             self._check_ours()
             make_folder(self.cells)
-            self._lock = self._take_lock()
+            self._lock = take_lock(self.path, "study")
             for left in self.path.rglob(".*.tmp"):  # of writes that a kill cut off
                 left.unlink()
         return self
@@ -52,17 +52,6 @@ class StudyFolder:
             raise UsageFault(f"{self.path} is not a folder; pass another with -o DIR")
         if any(self.path.iterdir()) and not (self.path / LOCK).is_file():
             raise UsageFault(f"{self.path} is not empty and no study of ours; pass another folder with -o DIR")
-
-    def _take_lock(self) -> int:
-        import fcntl
-
-        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, FILE_MODE)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            os.close(handle)
-            raise UsageFault(f"another study is working in {self.path}; wait for it, or pass another -o DIR") from fault
-        return handle
 
     def keep(self, cell: Cell, outcome: dict[str, Any]) -> None:
         """Write the outcome of one cell."""
