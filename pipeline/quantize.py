@@ -158,18 +158,18 @@ def _stream(states: States | None, config: ModelConfig, means: Means | None) -> 
 def _quantise(graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, stream: Stream | None) -> Counter[str]:
     """One piece, and the stream through it; the ends, which come first, let it in."""
     changed = Counter(run(graph, method.rewrite(plan, fit), check_rewritten))
-    inside = stream is not None and fit.samples is stream
-    if stream is not None and not inside:
-        stream.enter(graph)
-    if stream is not None and inside and method.inputs == "float":
-        stream.compute(graph)
+    entering, learning = (stream, None) if fit.samples is None else (None, stream)
+    if entering is not None:
+        entering.enter(graph)
+    if learning is not None and method.inputs == "float":
+        learning.compute(graph)
     changed.update(run(graph, method.solving(plan, fit), check_quantized))
     if left := [site for _, site, _ in planned(graph, plan)]:
         raise RuntimeError(f"method {method.name} left in float what the recipe quantises: {', '.join(left)}")
-    if stream is not None and inside:
+    if learning is not None:
         if method.inputs == "quantized":
-            stream.compute(graph)
-        stream.advance()
+            learning.compute(graph)
+        learning.advance()
     changed.update(run(graph, method.finishing(plan, fit), check_quantized))
     return changed
 

@@ -28,7 +28,7 @@ from pipeline.fingerprint import code_digest, digest_of, model_digest
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, os_faults
 from pipeline.licence import Licence, read_licence
 from pipeline.lower import write_onnx
-from pipeline.models import resolve
+from pipeline.models import lasting_name, resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import TokenizerSource, read_tokenizer
 from pipeline.progress import Progress, Stage
@@ -75,9 +75,10 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
     states = _states(job) if METHODS[job.recipe.method].needs_calibration else None
     changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=count)
-    account = take_account(job.checkpoint, job.recipe, Weights(folder))
+    weights = Weights(folder)
+    account = take_account(job.checkpoint, job.recipe, weights)
     total = account.linears_quantised + account.linears_kept
-    learned = f"; {_learned(job, states, Weights(folder))}" if states else ""
+    learned = f"; {_learned(job, states, weights)}" if states else ""
     stage.finish(
         f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
         f"{account.tensors_used} of {account.tensors_total} tensors used{learned}",
@@ -231,17 +232,12 @@ def export(
         digest = model_digest(checkpoint)
         for name in STAGES[:start]:
             _require(job, name, digest)
-        work.record_job(_lasting_name(model, checkpoint), dump_recipe(recipe))
+        work.record_job(lasting_name(model, checkpoint.folder), dump_recipe(recipe))
         if force or first:
             work.forget(STAGES[start:])
         for name in STAGES[start : stop + 1]:
             _run(job, name, digest, report)
         return work.publish() if stop == len(STAGES) - 1 else work.path
-
-
-def _lasting_name(model: str, checkpoint: Checkpoint) -> str:
-    """What names the model from any folder."""
-    return model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
 
 
 def _fingerprint(job: Job, name: str, digest: str) -> str:

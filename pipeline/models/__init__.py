@@ -42,6 +42,11 @@ def resolve(model: str) -> Path:
     return folder
 
 
+def lasting_name(model: str, folder: Path) -> str:
+    """What names a model, found in `folder`, from anywhere."""
+    return model if model.startswith(_SCHEME) else str(folder.absolute())
+
+
 def family_of(model_type: str) -> ModelFamily | None:
     """The family whose published `model_type` this is, spelled exactly."""
     return next((family for family in FAMILIES.values() if family.model_type == model_type), None)

@@ -17,12 +17,13 @@ from tokenizers import Tokenizer
 from pipeline.bundle import made_with
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import source_digest
-from pipeline.errors import EnvironmentFault, UsageFault
+from pipeline.errors import UsageFault
 from pipeline.fingerprint import digest_of, model_digest
 from pipeline.folder import os_faults, user_path, write_bytes, write_json
-from pipeline.models import resolve
+from pipeline.models import lasting_name, resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
+from pipeline.outliers.plots import check_matplotlib
 from pipeline.progress import Progress
 from pipeline.quantize import check_format
 from pipeline.recipe import Recipe
@@ -67,7 +68,7 @@ def study(
     Raises UsageFault for names that are none and where no cell is possible, EnvironmentFault for a missing package.
     """
     known([engine], ENGINES, "engine", "--engine")
-    _require_matplotlib()
+    check_matplotlib()
     plan = make_plan(request)
     with StudyFolder(output) as folder:
         with _scratch(folder.path) if engine == "local" else nullcontext():
@@ -90,7 +91,7 @@ def make_plan(request: Request) -> Plan:
         checkpoint = open_checkpoint(resolve(model))
         files = models[model] = model_digest(checkpoint)
         calibrated: list[Recipe] = []
-        source = model if model.startswith("builtin:") else str(checkpoint.folder.absolute())
+        source = lasting_name(model, checkpoint.folder)
         for cell in request.grid.cells(model):
             recipe = None
             try:
@@ -219,10 +220,3 @@ def _write(
     pictures = plots.draw(table, folder)
     write_bytes(folder / TABLE, markdown(content, pictures).encode())
     return content
-
-
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as fault:
-        raise EnvironmentFault(f"a study draws with matplotlib ({fault}); pip install 'dllmc[study]'") from fault
