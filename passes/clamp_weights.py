@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule
 
 from passes.fit import Fit
-from passes.graph import attribute_name, attributes, node_of, set_attributes
+from passes.graph import attribute_name, node_of, update_attributes
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
 
@@ -29,6 +29,5 @@ class ClampWeights:
             groups = torch.unflatten(weight, 1, (-1, spec.w_group or weight.shape[1]))
             limit = groups.abs().amax(dim=-1, keepdim=True) * ratios[..., None]
             clamped[attribute_name(node_of(linear.args[1]))] = groups.clamp(-limit, limit).flatten(1)
-        if clamped:
-            set_attributes(graph, attributes(graph) | clamped)
+        update_attributes(graph, clamped)
         return len(clamped)

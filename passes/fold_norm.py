@@ -5,10 +5,9 @@ arXiv 2404.00456, section 4.1).
 """
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import attribute, attribute_name, attributes, calls, is_attribute, is_call, node_of, set_attributes
+from passes.graph import attribute, attribute_name, calls, is_attribute, is_call, node_of, update_attributes
 
 aten = torch.ops.aten
 
@@ -28,14 +27,10 @@ class FoldNorm:
                 continue
             value = attribute(graph, nodes[0])
             for node in nodes[1:]:  # one by one, so that one weight at a time is there twice
-                _set(graph, node, attribute(graph, node) * value)
-            _set(graph, nodes[0], torch.ones_like(value))
+                update_attributes(graph, {attribute_name(node): attribute(graph, node) * value})
+            update_attributes(graph, {attribute_name(nodes[0]): torch.ones_like(value)})
             count += 1
         return count
-
-
-def _set(graph: GraphModule, node: Node, value: Tensor) -> None:
-    set_attributes(graph, attributes(graph) | {attribute_name(node): value})
 
 
 def num_readers(graph: GraphModule, weight: Node) -> int:

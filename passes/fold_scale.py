@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import attribute, attribute_name, attributes, calls, is_attribute, node_of, set_attributes, site_of
+from passes.graph import attribute, attribute_name, calls, is_attribute, node_of, site_of, update_attributes
 from passes.producers import Producer, scalable
 
 # site -> scale float32 [K] of its input channels, None to leave it alone
@@ -43,7 +43,7 @@ class FoldScale:
             raise ValueError(f"scales of {site_of(linear)} are not {len(producer.rows)} positive numbers")
         tied = producer.tie(scale.double().log(), "mean").exp().float()
         scaled = {attribute_name(weight): attribute(graph, weight) * tied}
-        set_attributes(graph, attributes(graph) | scaled | _divided(graph, producer, tied))
+        update_attributes(graph, scaled | _divided(graph, producer, tied))
 
 
 def _divided(graph: GraphModule, producer: Producer, scale: Tensor) -> dict[str, Tensor]:

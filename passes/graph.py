@@ -75,12 +75,20 @@ def add_attribute(graph: GraphModule, name: str, value: Tensor) -> Node:
 
 def set_attributes(graph: GraphModule, values: Mapping[str, Tensor]) -> None:
     """Replace the graph's weights by `values`, by name. Raises ValueError for a missing one or another shape."""
-    if missing := sorted(set(attributes(graph)) - set(values)):
+    names = list(attributes(graph))
+    if missing := sorted(set(names) - set(values)):
         raise ValueError(f"weights are missing: {', '.join(missing)}")
-    for name, old in attributes(graph).items():
-        value = values[name]
-        if value.shape != old.shape:
-            raise ValueError(f"weight {name} has shape {tuple(value.shape)}, the graph expects {tuple(old.shape)}")
+    update_attributes(graph, {name: values[name] for name in names})
+
+
+def update_attributes(graph: GraphModule, values: Mapping[str, Tensor]) -> None:
+    """Replace those weights that `values` names. Raises ValueError for one the graph does not read or another shape."""
+    shapes = {name: value.shape for name, value in attributes(graph).items()}
+    if unknown := sorted(set(values) - set(shapes)):
+        raise ValueError(f"the graph reads no weights {', '.join(unknown)}")
+    for name, value in values.items():
+        if value.shape != shapes[name]:
+            raise ValueError(f"weight {name} has shape {tuple(value.shape)}, the graph expects {tuple(shapes[name])}")
         *path, leaf = name.split(".")
         owner: nn.Module = graph
         for part in path:

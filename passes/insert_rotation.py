@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.fit import Fit
-from passes.graph import add_attribute, attribute, attribute_name, attributes, calls, node_of, set_attributes, site_of
+from passes.graph import add_attribute, attribute, attribute_name, calls, node_of, site_of, update_attributes
 from passes.magnitudes import largest_rows, needed
 from passes.quant_spec import QuantPlan
 from passes.solvers.draws import generator
@@ -64,7 +64,7 @@ class InsertRotation:
                 turns = self._learned(site, rows[site])
                 for turn in turns:
                     weight = turn.apply(weight)
-                set_attributes(graph, attributes(graph) | {attribute_name(source): weight})
+                update_attributes(graph, {attribute_name(source): weight})
             self._insert(graph, linear, turns)
         return len(linears)
 

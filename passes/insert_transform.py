@@ -19,12 +19,11 @@ from passes.graph import (
     add_attribute,
     attribute,
     attribute_name,
-    attributes,
     calls,
     is_call,
     node_of,
-    set_attributes,
     site_of,
+    update_attributes,
 )
 from passes.solvers.kronecker import fold_kronecker
 
@@ -84,7 +83,7 @@ class InsertTransform:
             return left, right
         # The inverse is that of the float32 factors which are stored, not of those that were solved for.
         left, right = transform.left.float(), transform.right.float()
-        set_attributes(graph, attributes(graph) | {attribute_name(source): fold_kronecker(weight, left, right)})
+        update_attributes(graph, {attribute_name(source): fold_kronecker(weight, left, right)})
         return left, right
 
     def _insert(self, graph: GraphModule, linear: Node, transform: Transform, factors: tuple[Tensor, Tensor]) -> None:

@@ -11,7 +11,7 @@ serves the whole model: each piece turns the weights that stand in it (QuaRot, a
 import torch
 from torch.fx import GraphModule, Node
 
-from passes.graph import attribute, attribute_name, attributes, calls, is_attribute, is_call, node_of, set_attributes
+from passes.graph import attribute, attribute_name, calls, is_attribute, is_call, node_of, update_attributes
 from passes.solvers.draws import generator
 from passes.solvers.kronecker import Rotation, hadamard_rotation
 
@@ -55,7 +55,7 @@ class RotateStream:
             made = stream_rotation(weight.shape[-1], self.seed).apply(weight)
         else:
             made = stream_rotation(weight.shape[0], self.seed).apply(weight.T).T.contiguous()
-        set_attributes(graph, attributes(graph) | {name: made})
+        update_attributes(graph, {name: made})
 
 
 def _readers(graph: GraphModule, norm: Node) -> list[Node]:

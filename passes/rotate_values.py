@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import attribute, attribute_name, attributes, calls, int_of, is_call, node_of, set_attributes, site_of
+from passes.graph import attribute, attribute_name, calls, int_of, is_call, node_of, site_of, update_attributes
 from passes.producers import Producer, producer_of
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import rotation
@@ -42,15 +42,14 @@ class RotateValues:
         attention = node_of(node_of(node_of(linear.args[0]).args[0]).args[0])  # through flatten and transpose
         turn = rotation(head_size(attention), generator(self.seed, site_of(linear), "values"))
         rows = torch.unique(producer.rows)
-        values = attributes(graph)
-        name = attribute_name(node_of(linear.args[1]))
-        changed = {name: _by_head(values[name], turn)}
+        source = node_of(linear.args[1])
+        changed = {attribute_name(source): _by_head(attribute(graph, source), turn)}
         for node in (producer.weight, producer.bias):
             if node is not None:
-                made = values[attribute_name(node)].clone()
+                made = attribute(graph, node).clone()
                 made[rows] = _by_head(made[rows].movedim(0, -1), turn).movedim(-1, 0)
                 changed[attribute_name(node)] = made
-        set_attributes(graph, values | changed)
+        update_attributes(graph, changed)
 
 
 def head_size(attention: Node) -> int:

@@ -20,6 +20,7 @@ from passes.graph import (
     outputs,
     set_attributes,
     site_of,
+    update_attributes,
 )
 from tests.passes.sketch import Sketch, aten, count, ops
 
@@ -100,6 +101,20 @@ def test_set_attributes_checks_shapes() -> None:
         set_attributes(graph, {**new, "head.weight": torch.zeros(3, 2)})
     with pytest.raises(ValueError, match=r"missing: .*head\.weight"):
         set_attributes(graph, {"blocks.0.attn.o_proj.weight": torch.zeros(3, 4)})
+
+
+def test_update_attributes_leaves_the_others() -> None:
+    _, graph = two_linears()
+    other = attributes(graph)["blocks.0.attn.o_proj.weight"]
+    update_attributes(graph, {"head.weight": nn.Parameter(torch.full((2, 3), 3.0))})
+    assert torch.equal(graph(torch.ones(1, 4)), torch.full((1, 2), 36.0))
+    assert attributes(graph)["blocks.0.attn.o_proj.weight"] is other
+    assert not attributes(graph)["head.weight"].requires_grad
+    graph.register_buffer("never_read", torch.ones(1))
+    with pytest.raises(ValueError, match=r"reads no weights never_read, tail\.weight"):
+        update_attributes(graph, {"tail.weight": torch.zeros(2, 3), "never_read": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"weight head\.weight has shape \(3, 2\), the graph expects \(2, 3\)"):
+        update_attributes(graph, {"head.weight": torch.zeros(3, 2)})
 
 
 def test_drop_unused_removes_dead_nodes_and_their_weights_only() -> None:
