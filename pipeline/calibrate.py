@@ -5,6 +5,7 @@ Shape letters: N samples, L sequence, D hidden, K input width of a linear.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from pipeline.calibration.states import States
 from pipeline.calibration.stream import Means, Stream, check_activations
 from pipeline.capture import ENDS, Piece, capture_piece, constants, pieces
 from pipeline.models.checkpoint import Checkpoint
+
+Result = TypeVar("Result")
 
 
 def float_pieces(checkpoint: Checkpoint, *, keep_ends: bool = False) -> Iterator[tuple[Piece, GraphModule]]:
@@ -34,6 +37,48 @@ def float_pieces(checkpoint: Checkpoint, *, keep_ends: bool = False) -> Iterator
             drop_weights(graph)
 
 
+def observe_linears(
+    checkpoint: Checkpoint,
+    states: States,
+    watching: Callable[[Batch], tuple[Watcher, Result]],
+    *,
+    means: Means | None = None,
+    on_piece: Callable[[str], None],
+) -> Iterator[Result]:
+    """The canvases through the float model, a watcher for every batch of every block, and last of the head.
+
+    Yields what `watching` gave beside each, after it has seen its batch; `on_piece` hears of the ends first.
+    """
+    ends: GraphModule | None = None
+    with Stream(states, constants(checkpoint.config)["rope_frequencies"], means=means) as stream:
+        for piece, graph in float_pieces(checkpoint, keep_ends=True):
+            if piece.name == ENDS:
+                ends = graph
+                stream.enter(ends)
+            else:
+                yield from stream.through(partial(_block_observed, graph, watching))
+                stream.advance()
+            on_piece(piece.name)
+        assert ends is not None
+        yield from stream.map(partial(_head_observed, ends, watching))
+    drop_weights(ends)
+
+
+def _block_observed(
+    block: GraphModule, watching: Callable[[Batch], tuple[Watcher, Result]], batch: Batch
+) -> tuple[Tensor, Result]:
+    watch, result = watching(batch)
+    x: Tensor = Observed(block, watch).run(*batch.inputs)
+    return x, result
+
+
+def _head_observed(ends: GraphModule, watching: Callable[[Batch], tuple[Watcher, Result]], batch: Batch) -> Result:
+    watch, result = watching(batch)
+    no_ids = torch.empty(len(batch.valid), 0, dtype=torch.long)
+    Observed(ends, watch).run(no_ids, batch.inputs[0])
+    return result
+
+
 @torch.no_grad()
 def collect_stats(
     checkpoint: Checkpoint,
@@ -48,40 +93,13 @@ def collect_stats(
     Raises InputRefused, with layer and sample, where an input is not finite or has one value everywhere.
     """
     stats = Stats(num_buckets)
-    ends: GraphModule | None = None
-    with Stream(states, constants(checkpoint.config)["rope_frequencies"], means=means) as stream:
-        for piece, graph in float_pieces(checkpoint, keep_ends=True):
-            if piece.name == ENDS:
-                ends = graph
-                stream.enter(ends)
-            else:
-                for found in stream.through(partial(_observed, graph, num_buckets)):
-                    stats.merge(found)
-                stream.advance()
-            on_piece(piece.name)
-        assert ends is not None
-        for found in stream.map(partial(_head_observed, ends, num_buckets)):
-            stats.merge(found)
-    drop_weights(ends)
+    for found in observe_linears(checkpoint, states, partial(_watched, num_buckets), means=means, on_piece=on_piece):
+        stats.merge(found)
     return stats
 
 
-def _observed(block: GraphModule, num_buckets: int, batch: Batch) -> tuple[Tensor, Stats]:
-    """The block's output for one batch, and the moments on the way to it."""
-    stats, watch = _watched(num_buckets, batch)
-    x: Tensor = Observed(block, watch).run(*batch.inputs)
-    return x, stats
-
-
-def _head_observed(ends: GraphModule, num_buckets: int, batch: Batch) -> Stats:
-    stats, watch = _watched(num_buckets, batch)
-    no_ids = torch.empty(len(batch.valid), 0, dtype=torch.long)
-    Observed(ends, watch).run(no_ids, batch.inputs[0])
-    return stats
-
-
-def _watched(num_buckets: int, batch: Batch) -> tuple[Stats, Watcher]:
-    """Empty statistics, and what fills them with one batch."""
+def _watched(num_buckets: int, batch: Batch) -> tuple[Watcher, Stats]:
+    """What fills statistics with one batch, and these, still empty."""
     stats = Stats(num_buckets)
     buckets = (batch.noise * num_buckets).long().clamp(max=num_buckets - 1)
 
@@ -92,4 +110,4 @@ def _watched(num_buckets: int, batch: Batch) -> tuple[Stats, Watcher]:
             for state, chosen in zip(STATES, (rows & ~batch.masked, rows & batch.masked), strict=True):
                 stats.add(site, state, bucket, x[chosen])
 
-    return stats, watch
+    return watch, stats

@@ -9,16 +9,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from passes.fit import Batch
-from passes.graph import drop_weights
-from passes.observe import Observed, Watcher
+from passes.observe import Watcher
 from passes.stats import STATES
-from pipeline.calibrate import float_pieces
+from pipeline.calibrate import observe_linears
 from pipeline.calibration.states import States
-from pipeline.calibration.stream import Stream, check_activations
-from pipeline.capture import ENDS, constants
+from pipeline.calibration.stream import check_activations
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.outliers.tally import Finding, Tally, Thresholds
 
@@ -53,40 +50,20 @@ def scan(checkpoint: Checkpoint, states: States, thresholds: Thresholds, *, on_p
 
     Raises InputRefused, with site and sample, where an input is not finite or has one value everywhere.
     """
-    found = Scan()
-    ends: GraphModule | None = None
-    with Stream(states, constants(checkpoint.config)["rope_frequencies"]) as stream:
-        for piece, graph in float_pieces(checkpoint, keep_ends=True):
-            if piece.name == ENDS:
-                ends = graph
-                stream.enter(ends)
-            else:
-                tallies: Tallies = {}
-                for _ in stream.through(partial(_observed, graph, tallies, thresholds)):
-                    pass
-                stream.advance()
-                found.take(tallies)
-            on_piece(piece.name)
-        assert ends is not None
-        tallies = {}
-        for _ in stream.map(partial(_head_observed, ends, tallies, thresholds)):
-            pass
+    found, tallies = Scan(), Tallies()
+
+    def take(piece: str) -> None:
         found.take(tallies)
-    drop_weights(ends)
+        tallies.clear()
+        on_piece(piece)
+
+    for _ in observe_linears(checkpoint, states, partial(_watched, thresholds, tallies), on_piece=take):
+        pass
+    found.take(tallies)  # of the head, which comes after the last piece
     return found
 
 
-def _observed(block: GraphModule, tallies: Tallies, thresholds: Thresholds, batch: Batch) -> tuple[Tensor, None]:
-    x: Tensor = Observed(block, _watcher(tallies, thresholds, batch)).run(*batch.inputs)
-    return x, None
-
-
-def _head_observed(ends: GraphModule, tallies: Tallies, thresholds: Thresholds, batch: Batch) -> None:
-    no_ids = torch.empty(len(batch.valid), 0, dtype=torch.long)
-    Observed(ends, _watcher(tallies, thresholds, batch)).run(no_ids, batch.inputs[0])
-
-
-def _watcher(tallies: Tallies, thresholds: Thresholds, batch: Batch) -> Watcher:
+def _watched(thresholds: Thresholds, tallies: Tallies, batch: Batch) -> tuple[Watcher, None]:
     def watch(site: str, x: Tensor, _: Tensor) -> None:
         check_activations(x, batch, f"the input of {site}")
         for state, rows in zip(STATES, (batch.valid & ~batch.masked, batch.valid & batch.masked), strict=True):
@@ -94,4 +71,4 @@ def _watcher(tallies: Tallies, thresholds: Thresholds, batch: Batch) -> Watcher:
                 by_state = tallies.setdefault(site, {})
                 by_state.setdefault(state, Tally(thresholds, SHOWN_TOKENS)).add(x[rows])
 
-    return watch
+    return watch, None
