@@ -1,4 +1,7 @@
-"""Runs a graph in torch, on the CPU or wherever its weights are: full precision, and the fake-quant graph."""
+"""Runs a graph in torch, on the CPU or wherever its weights are: full precision, and the fake-quant graph.
+
+Shape letters: B batch, R head rows, D hidden, V vocabulary rows.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EagerSession:
-    """Any callable with the graph's six inputs and five outputs, as a `Session`."""
+    """Any callable with the graph's six inputs and five outputs, maybe more, as a `Session`."""
 
     def __init__(self, graph: Graph, *, top_k: int, device: str = "cpu") -> None:
         self.graph: Graph | None = graph
@@ -33,7 +36,7 @@ class EagerSession:
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
             outputs = self.graph(*(tensor.to(self.device) for tensor in tensors))
-        # A graph made for debugging also returns its logits.
+        # Graphs made to be looked into have more outputs.
         arrays = [output.cpu().numpy() for output in outputs[: len(OUTPUTS)]]
         return Record(**dict(zip(OUTPUTS, arrays, strict=True)))
 
@@ -41,8 +44,8 @@ class EagerSession:
         self.graph = None
 
 
-def open_transformer(model: Transformer, *, top_k: int = 8, device: str = "cpu") -> EagerSession:
-    """The full-precision model as a session: hidden rows, gather, norm, head, record."""
+def transformer_graph(model: Transformer, *, top_k: int) -> Graph:
+    """A session's six inputs -> its record, the logits [B, R, V] before the bias, the hidden state [B, R, D]."""
     import torch
 
     import plugins  # noqa: F401  importing it defines torch.ops.dllmc
@@ -55,10 +58,14 @@ def open_transformer(model: Transformer, *, top_k: int = 8, device: str = "cpu")
         logit_bias: torch.Tensor,
         inv_temp: torch.Tensor,
     ) -> Sequence[torch.Tensor]:
-        x = model.hidden(input_ids, position_ids, kv_len)
-        x = torch.take_along_dim(x, head_index[..., None], dim=1)
-        logits = model.head(model.norm(x)).float()
-        record: Sequence[torch.Tensor] = torch.ops.dllmc.record(logits, logit_bias, inv_temp, top_k)
-        return record
+        rows = torch.take_along_dim(model.hidden(input_ids, position_ids, kv_len), head_index[..., None], dim=1)
+        hidden = model.norm(rows)
+        logits = model.head(hidden).float()
+        return (*torch.ops.dllmc.record(logits, logit_bias, inv_temp, top_k), logits, hidden)
 
-    return EagerSession(graph, top_k=top_k, device=device)
+    return graph
+
+
+def open_transformer(model: Transformer, *, top_k: int = 8, device: str = "cpu") -> EagerSession:
+    """The full-precision model as a session."""
+    return EagerSession(transformer_graph(model, top_k=top_k), top_k=top_k, device=device)

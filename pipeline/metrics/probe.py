@@ -22,6 +22,7 @@ from passes.quant_spec import HEAD
 from passes.rotate_stream import stream_rotation
 from passes.widen_floats import WidenFloats
 from pipeline.backends.backend import OUTPUTS, Feeds, Record
+from pipeline.backends.eager import transformer_graph
 from pipeline.capture import materialise
 from pipeline.errors import ValidationFailed
 from pipeline.lower import simulated_graph
@@ -85,21 +86,7 @@ def float_probe(checkpoint: Checkpoint, *, top_k: int = 8) -> Probe:
 
 def transformer_probe(model: Transformer, *, top_k: int = 8) -> Probe:
     """A model that is loaded."""
-
-    def graph(
-        input_ids: Tensor,
-        position_ids: Tensor,
-        kv_len: Tensor,
-        head_index: Tensor,
-        logit_bias: Tensor,
-        inv_temp: Tensor,
-    ) -> Sequence[Tensor]:
-        rows = torch.take_along_dim(model.hidden(input_ids, position_ids, kv_len), head_index[..., None], dim=1)
-        hidden = model.norm(rows)
-        logits = model.head(hidden)
-        return (*ops.record(logits, logit_bias, inv_temp, top_k), logits, hidden)
-
-    return Probe(graph, top_k=top_k)
+    return Probe(transformer_graph(model, top_k=top_k), top_k=top_k)
 
 
 def simulated_probe(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Probe:
