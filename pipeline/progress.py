@@ -6,6 +6,7 @@ bar, but a line every 30 s, so that a log shows life.
 
 from __future__ import annotations
 
+import itertools
 import json as json_text
 import shutil
 import sys
@@ -56,6 +57,12 @@ class Stage:
         for done, item in enumerate(items, start=1):
             yield item
             self.advance(done, count, unit)
+
+    def counter(self, total: int, unit: str) -> Callable[[object], None]:
+        """What counts its calls, whatever it is given."""
+        done = itertools.count(1)
+        self.advance(0, total, unit)
+        return lambda _: self.advance(next(done), total, unit)
 
     def finish(self, summary: str, **facts: object) -> None:
         """What the stage's line says at its end; `facts` are the same for machines."""

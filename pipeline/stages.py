@@ -61,7 +61,7 @@ class Job:
 def calibrate(job: Job, stage: Stage) -> list[str]:
     """Canvases through the float model, block by block: moments of every linear's input."""
     part = job.recipe.calibration
-    count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
+    count = stage.counter(len(pieces(job.checkpoint.config)), "pieces")
     stats = collect_stats(job.checkpoint, _states(job), num_buckets=part.noise_buckets, means=job.means, on_piece=count)
     save_file(stats.tensors(), job.work.path / STATS)
     need = "" if METHODS[job.recipe.method].needs_calibration else f"; method {job.recipe.method} does not need them"
@@ -72,7 +72,7 @@ def calibrate(job: Job, stage: Stage) -> list[str]:
 def quantize(job: Job, stage: Stage) -> list[str]:
     """The method's passes on every piece with its real weights, into sidecar files."""
     folder = job.work.path / WEIGHTS
-    count = _counter(stage, len(pieces(job.checkpoint.config)), "pieces")
+    count = stage.counter(len(pieces(job.checkpoint.config)), "pieces")
     states = _states(job) if METHODS[job.recipe.method].needs_calibration else None
     changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=count)
     weights = Weights(folder)
@@ -103,7 +103,7 @@ def _learned(job: Job, states: States, weights: Weights) -> str:
 def lower(job: Job, stage: Stage) -> list[str]:
     """The whole graph to ONNX, weights from the sidecar files."""
     weights = Weights(job.work.path / WEIGHTS)
-    count = _counter(stage, len(weights.names), "weights")
+    count = stage.counter(len(weights.names), "weights")
     nodes = write_onnx(job.checkpoint.config, job.recipe, weights, job.work.path / MODEL, on_weight=count)
     ours = ", ".join(f"{number} {name}" for name, number in sorted(nodes.items())) or "standard ops only"
     stage.finish(f"ONNX opset {job.recipe.lowering.opset}: {ours}", nodes=nodes)
@@ -269,12 +269,6 @@ def _run(job: Job, name: str, digest: str, report: Progress) -> None:
         files = ROAD[name](job, stage)
     if name != "bundle":  # what it leaves is the published folder
         job.work.mark_done(name, fingerprint, files)
-
-
-def _counter(stage: Stage, total: int, unit: str) -> Callable[[str], None]:
-    done = iter(range(1, total + 1))
-    stage.advance(0, total, unit)
-    return lambda _: stage.advance(next(done), total, unit)
 
 
 def _text(job: Job) -> Tokenizer:

@@ -9,17 +9,16 @@ from tokenizers import Tokenizer
 
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import check_source
-from pipeline.calibration.states import States
 from pipeline.capture import pieces
 from pipeline.errors import UsageFault
 from pipeline.models import resolve
-from pipeline.models.checkpoint import Checkpoint, open_checkpoint
+from pipeline.models.checkpoint import open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
 from pipeline.outliers.plots import check_matplotlib, write_plots
 from pipeline.outliers.report import as_json, new_folder, write_report
-from pipeline.outliers.scan import Scan, scan
+from pipeline.outliers.scan import scan
 from pipeline.outliers.tally import Thresholds
-from pipeline.progress import Progress, Stage
+from pipeline.progress import Progress
 from pipeline.recipe import Calibration
 
 
@@ -45,7 +44,8 @@ def survey(
         tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
         states = calibration_states(part, tokenizer, checkpoint.config)
         with progress.stage("scan") as stage:
-            found = _scan(checkpoint, states, thresholds, stage)
+            count = stage.counter(len(pieces(checkpoint.config)), "pieces")
+            found = scan(checkpoint, states, thresholds, on_piece=count)
             report = as_json(found, model, part.model_dump(exclude={"noise_buckets"}), thresholds)
             stage.finish(_summary(report))
         write_report(folder, found, report)
@@ -67,18 +67,6 @@ def _checked(calibration: dict[str, Any], thresholds: Thresholds) -> Calibration
             "above, since a massive value is a large one"
         )
     return Calibration(**calibration)
-
-
-def _scan(checkpoint: Checkpoint, states: States, thresholds: Thresholds, stage: Stage) -> Scan:
-    total, done = len(pieces(checkpoint.config)), 0
-
-    def count(_: str) -> None:
-        nonlocal done
-        done += 1
-        stage.advance(done, total, "pieces")
-
-    stage.advance(0, total, "pieces")
-    return scan(checkpoint, states, thresholds, on_piece=count)
 
 
 def _summary(report: dict[str, Any]) -> str:

@@ -53,6 +53,15 @@ def test_a_stage_is_one_line() -> None:
     ]
 
 
+def test_a_counter_counts_its_calls() -> None:
+    with Progress(stream=io.StringIO()).stage("quantize") as stage:
+        count = stage.counter(3, "pieces")
+        assert (stage.done, stage.total, stage.unit) == (0, 3, "pieces")
+        count("ends")
+        count("ends")
+        assert (stage.done, stage.total, stage.unit) == (2, 3, "pieces")
+
+
 def test_machines_get_one_object_a_line() -> None:
     stream = io.StringIO()
     report = Progress(json=True, stream=stream, clock=Clock())
