@@ -4,10 +4,10 @@ import torch
 from torch.fx import GraphModule
 
 from passes.graph import calls, is_call, node_of
+from plugins.prepare import PREPARE
+from plugins.quantize import QUANTIZE
 
 ops = torch.ops.dllmc
-DEFAULTS = (*[None] * 8, 1e-5, 0, 0)  # of `dllmc::prepare`: x, seven tensors, eps, gate_axis, gate_size
-TENSORS, EPS = 8, 13  # `dllmc::quantize` has its grid between the tensors and eps
 
 
 class FusePrepare:
@@ -21,8 +21,7 @@ class FusePrepare:
             prepare = node_of(quantize.args[0])
             if len(prepare.users) != 1:
                 continue
-            given = (*prepare.args, *DEFAULTS[len(prepare.args) :])
-            middle = quantize.args[TENSORS:EPS]
-            quantize.args = (*given[:TENSORS], *middle, *given[TENSORS:])
+            given = QUANTIZE.arguments(*quantize.args) | PREPARE.arguments(*prepare.args)
+            quantize.args = tuple(given.values())
             count += 1
         return count

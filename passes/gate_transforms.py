@@ -9,7 +9,6 @@ Shape letters: K inner, a x b = K the Kronecker factors.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from torch.fx import GraphModule, Node
 
 from passes.fit import CalibrationError
 from passes.graph import attribute, calls, node_of
-from passes.insert_transform import NOTHING
+from plugins.prepare import PREPARE
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
-LEFT, RIGHT, STATE, GATE_AXIS, GATE_SIZE = 5, 6, 7, 9, 10  # argument positions of `dllmc::prepare`
 
 
 @dataclass(frozen=True)
@@ -82,16 +80,16 @@ class GateTransforms:
         self.share, self.mask_id = share, mask_id
 
     def __call__(self, graph: GraphModule) -> int:
-        transforms = [node for node in calls(graph, ops.prepare.default) if _arguments(node)[LEFT] is not None]
+        prepared = {node: PREPARE.arguments(*node.args) for node in calls(graph, ops.prepare.default)}
+        transforms = {node: given for node, given in prepared.items() if given["left"] is not None}
         if not transforms:
             return 0
         state = state_node(graph, self.mask_id)
-        for node in transforms:
-            arguments = _arguments(node)
-            left, right = (attribute(graph, node_of(arguments[place])).shape[0] for place in (LEFT, RIGHT))
+        for node, given in transforms.items():
+            left, right = (attribute(graph, node_of(given[side])).shape[0] for side in ("left", "right"))
             gate = gate_of((left, right), self.share)
-            arguments[STATE], arguments[GATE_AXIS], arguments[GATE_SIZE] = state, gate.axis, gate.size
-            node.args = tuple(arguments)
+            given |= {"state": state, "gate_axis": gate.axis, "gate_size": gate.size}
+            node.args = tuple(given.values())
         return len(transforms)
 
 
@@ -107,8 +105,3 @@ def state_node(graph: GraphModule, mask_id: int) -> Node:
         masked = graph.graph.call_function(aten.eq.Scalar, (inputs["input_ids"], mask_id))
     with graph.graph.inserting_after(masked):
         return graph.graph.call_function(aten.to.dtype, (masked, torch.int32))
-
-
-def _arguments(prepare: Node) -> list[Any]:
-    """All arguments of a `prepare`, defaults filled in."""
-    return [*prepare.args, *NOTHING[len(prepare.args) - 1 :]]

@@ -8,7 +8,6 @@ Shape letters: N outputs, K inner, a x b = K the Kronecker factors.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +25,9 @@ from passes.graph import (
     update_attributes,
 )
 from passes.solvers.kronecker import fold_kronecker
+from plugins.prepare import PREPARE
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
-LEFT = 5  # argument position of `dllmc::prepare`
-NOTHING = (None, None, None, None, None, None, None, 1e-5, 0, 0)  # what follows x in `prepare(x)`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +85,9 @@ class InsertTransform:
         return left, right
 
     def _insert(self, graph: GraphModule, linear: Node, transform: Transform, factors: tuple[Tensor, Tensor]) -> None:
-        site, (x, *rest) = site_of(linear), _prepared(node_of(linear.args[0]))
-        if rest[LEFT - 1] is not None:
+        site, x = site_of(linear), node_of(linear.args[0])
+        given = PREPARE.arguments(*(x.args if is_call(x, ops.prepare.default) else (x,)))
+        if given["left"] is not None:
             raise ValueError(f"the input of {site} is transformed already")
         state = None
         if transform.gate_size:
@@ -96,16 +95,7 @@ class InsertTransform:
                 raise ValueError(f"the transform of {site} has a gate and no state to read")
             state = self.state(graph)
         with graph.graph.inserting_before(linear):
-            left, right = (
-                add_attribute(graph, f"{site}.{leaf}", factor)
-                for leaf, factor in zip(("left", "right"), factors, strict=True)
-            )
-            eps = rest[LEFT + 2]
-            arguments = (x, *rest[: LEFT - 1], left, right, state, eps, transform.gate_axis, transform.gate_size)
-            linear.update_arg(0, graph.graph.call_function(ops.prepare.default, arguments))
-
-
-def _prepared(source: Node) -> tuple[Any, ...]:
-    """All arguments of the `prepare` that `source` is or could be."""
-    given = source.args if is_call(source, ops.prepare.default) else (source,)
-    return (*given, *NOTHING[len(given) - 1 :])
+            for side, factor in zip(("left", "right"), factors, strict=True):
+                given[side] = add_attribute(graph, f"{site}.{side}", factor)
+            given |= {"state": state, "gate_axis": transform.gate_axis, "gate_size": transform.gate_size}
+            linear.update_arg(0, graph.graph.call_function(ops.prepare.default, tuple(given.values())))

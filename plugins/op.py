@@ -91,6 +91,12 @@ class Op:
         custom.register_fake(self.reference)
         return cast(torch._ops.OpOverload, getattr(torch.ops.dllmc, self.name).default)
 
+    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Every argument of such a call by name, in order, defaults filled in. Raises TypeError where none fits."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
     def present(self, attributes: Attributes) -> tuple[str, ...]:
         """Names of the inputs that a node with these attributes has."""
         absent = {name for flag, names in self.flags.items() if not attributes[flag] for name in names}
@@ -130,10 +136,9 @@ class Op:
 
         # The exporter sets an attribute on what it is given, which a bound method cannot carry.
         def write(*args: Any, **kwargs: Any) -> Any:
-            bound = self.signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            attributes = self.attributes(bound.arguments)
-            inputs = [bound.arguments[name] for name in self.present(attributes)]
+            arguments = self.arguments(*args, **kwargs)
+            attributes = self.attributes(arguments)
+            inputs = [arguments[name] for name in self.present(attributes)]
             node = values.Op(values.Opset(DOMAIN, VERSION), str(self.onnx_type), self.schema(attributes))
             return node(*inputs, **attributes, **PLUGIN)
 

@@ -64,10 +64,9 @@ class _Checks(Interpreter):
         result = super().run_node(n)
         if n.op == "call_function" and (op := self.ops.get(n.target)) is not None:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            bound = op.signature.bind(*args, **kwargs)
-            bound.apply_defaults()
             outputs = list(result) if isinstance(result, tuple | list) else [result]
-            self.found.append(_check(self.model, next(self.nodes), op, bound.arguments, outputs, self.threads))
+            arguments = op.arguments(*args, **kwargs)
+            self.found.append(_check(self.model, next(self.nodes), op, arguments, outputs, self.threads))
         return result
 
 

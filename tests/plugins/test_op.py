@@ -44,6 +44,16 @@ def test_torch_schemas() -> None:
     assert schema.endswith("SymInt gate_axis=0, SymInt gate_size=0) -> (Tensor, Tensor, Tensor)")
 
 
+def test_arguments_by_name_in_the_order_of_the_call() -> None:
+    op = OPS["fake_quant"]
+    given = op.arguments("x", clip_hi=0.5, bits=4)
+    assert list(given) == list(op.signature.parameters)
+    assert (given["x"], given["bits"], given["symmetric"], given["clip_hi"]) == ("x", 4, True, 0.5)
+    assert op.arguments(*given.values()) == given
+    with pytest.raises(TypeError, match="bits"):
+        op.arguments("x")
+
+
 def test_attributes_and_inputs_of_a_node() -> None:
     op = OPS["int4_linear"]
     call = dict.fromkeys(op.signature.parameters, 0) | {"bias": None, "residual": torch.ones(1), "swiglu": False}
