@@ -1,27 +1,27 @@
-"""Pictures of a scan. Only here and in the study is matplotlib imported, and not before it is needed.
+"""Pictures of a scan: heat maps of all sites, channel maxima, and rows of the worst site.
 
 Shape letters: T tokens, K channels.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from passes.stats import STATES
-from pipeline.errors import EnvironmentFault
 from pipeline.outliers.scan import Scan
 from pipeline.outliers.tally import Finding
+from pipeline.pictures import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HEAT_MAPS, CHANNELS, WORST = "heatmaps.png", "channels.png", "worst_site.png"
-DPI = 120
+DOTS = 120
 MAX_COLUMNS = 512  # of a picture of channels; more are told apart by nobody
 
 # Title of a heat map, what it shows of a site, and whether its scale is logarithmic.
@@ -34,33 +34,12 @@ MEASURES: tuple[tuple[str, Callable[[Finding], float], bool], ...] = (
 )
 
 
-def check_matplotlib() -> None:
-    """Raise EnvironmentFault where there is none."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as fault:
-        raise EnvironmentFault(f"plots need the package matplotlib ({fault}); pip install 'dllmc[study]'") from fault
-
-
 def write_plots(folder: Path, scan: Scan) -> list[str]:
     """PNG files of heat maps, channel maxima and the worst site; returns their names."""
     figures = {HEAT_MAPS: _heat_maps(scan), CHANNELS: _channels(scan), WORST: _worst(scan)}
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=DPI, metadata={"Software": None})  # the same bytes from any release
+        write_figure(folder / name, figure, dots=DOTS)
     return list(figures)
-
-
-def _figure(
-    rows: int, columns: int, size: tuple[float, float], *, share_y: bool = False
-) -> tuple["Figure", list[list["Axes"]]]:
-    """Without pyplot, which keeps figures alive and looks for a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: list[list[Any]] = figure.subplots(rows, columns, squeeze=False, sharey=share_y).tolist()
-    return figure, axes
 
 
 def layers_and_sites(scan: Scan) -> tuple[list[int], list[str]]:
@@ -75,7 +54,7 @@ def _heat_maps(scan: Scan) -> "Figure":
 
     layers, sites = layers_and_sites(scan)
     size = (2 * max(4.0, 1.8 + 0.22 * len(layers)) + 1.2, len(MEASURES) * 1.9)
-    figure, axes = _figure(len(MEASURES), len(STATES), size)
+    figure, axes = new_figure(len(MEASURES), len(STATES), size)
     for row, (title, measure, logarithmic) in zip(axes, MEASURES, strict=True):
         grids = [by_layer(scan, layers, sites, state, measure) for state in STATES]
         present = torch.cat(grids)[torch.cat(grids).isfinite()]
@@ -117,7 +96,7 @@ def _channels(scan: Scan) -> "Figure":
     from matplotlib import colormaps
 
     layers, sites = layers_and_sites(scan)
-    figure, axes = _figure(len(STATES), len(sites), (3.2 * len(sites), 5.2), share_y=True)
+    figure, axes = new_figure(len(STATES), len(sites), (3.2 * len(sites), 5.2), share_y=True)
     for row, state in zip(axes, STATES, strict=True):
         for axis, site in zip(row, sites, strict=True):
             for layer in layers:
@@ -144,7 +123,7 @@ def _worst(scan: Scan) -> "Figure":
     states = [state for state in STATES if state in scan.shown]
     pictures = [pooled(scan.shown[state].abs()) for state in states]
     high = max(float(picture.max()) for picture in pictures) or 1.0
-    figure, axes = _figure(len(states), 1, (10, 3.2 * len(states)))
+    figure, axes = new_figure(len(states), 1, (10, 3.2 * len(states)))
     channels = scan.shown[states[0]].shape[1]
     for (axis,), state, picture in zip(axes, states, pictures, strict=True):
         image = axis.imshow(

@@ -14,10 +14,11 @@ from pipeline.errors import UsageFault
 from pipeline.models import resolve
 from pipeline.models.checkpoint import open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
-from pipeline.outliers.plots import check_matplotlib, write_plots
+from pipeline.outliers.plots import write_plots
 from pipeline.outliers.report import as_json, new_folder, write_report
 from pipeline.outliers.scan import scan
 from pipeline.outliers.tally import Thresholds
+from pipeline.pictures import check_matplotlib
 from pipeline.progress import Progress
 from pipeline.recipe import Calibration
 

@@ -31,6 +31,7 @@ Outcome = dict[str, Any]
 _WORDS = ("engines", "findings", "grid", "plots", "run", "store", "summary", "table")
 PRESENTATION = (
     "pipeline/__main__.py",
+    "pipeline/pictures.py",
     "pipeline/progress.py",
     "pipeline/cli/*.py",
     "pipeline/outliers/*.py",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.folder import write_bytes
+from pipeline.pictures import new_figure, write_figure
 from pipeline.study.grid import FULL, short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Line = Mapping[str, Any]
 DOTS = 110
@@ -16,20 +19,17 @@ MARKERS = "osD^vP*X<>"
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[str]:
-    """Write the pictures that the measured figures allow; their names. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    pictures = {"nll.png": _nll(lines), "trajectory.png": _trajectory(lines)}
-    for name, picture in pictures.items():
-        if picture is None:
+    """Write the pictures that the measured figures allow; their names."""
+    figures = {"nll.png": _nll(lines), "trajectory.png": _trajectory(lines)}
+    for name, figure in figures.items():
+        if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            write_bytes(folder / name, picture)
-    return [name for name, picture in pictures.items() if picture is not None]
+            write_figure(folder / name, figure, dots=DOTS)
+    return [name for name, figure in figures.items() if figure is not None]
 
 
-def _nll(lines: Sequence[Line]) -> bytes | None:
+def _nll(lines: Sequence[Line]) -> Figure | None:
     """One panel a model: bits a masked token beyond full precision, by format, one mark a method."""
     measured = [line for line in lines if "nll" in line.get("measured", {}) and line["method"] != FULL]
     if not measured:
@@ -58,10 +58,10 @@ def _nll(lines: Sequence[Line]) -> bytes | None:
         panel.axhline(0, color="0.4", lw=0.8)
         panel.set_title(short_name(model))
         panel.set_ylabel("bits a masked token beyond full precision")
-    return _png(figure, panels[0][-1])
+    return _with_legend(figure, panels[0][-1])
 
 
-def _trajectory(lines: Sequence[Line]) -> bytes | None:
+def _trajectory(lines: Sequence[Line]) -> Figure | None:
     """One panel a model and format: error of the hidden state by denoising step, forced drawn, free dashed."""
     measured = [line for line in lines if "forced" in line.get("measured", {})]
     if not measured:
@@ -83,8 +83,8 @@ def _trajectory(lines: Sequence[Line]) -> bytes | None:
         row[0].set_ylabel("error / power")
     for panel in panels[-1]:
         panel.set_xlabel("denoising step (dotted: free-running)")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure, panels[0][-1])
+        panel.locator_params(axis="x", integer=True)
+    return _with_legend(figure, panels[0][-1])
 
 
 def _steps(measured: Mapping[str, Any], way: str) -> list[float]:
@@ -109,17 +109,11 @@ def _unique(lines: Sequence[Line], name: str) -> list[str]:
     return list(dict.fromkeys(line[name] for line in lines))
 
 
-def _panels(columns: int, rows: int, *, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns + 1.6, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharey="row")
+def _panels(columns: int, rows: int, *, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    return new_figure(rows, columns, (width * columns + 1.6, height * rows), share_y="row")
 
 
-def _png(figure: Any, labelled: Any) -> bytes:
+def _with_legend(figure: Figure, labelled: Axes) -> Figure:
     handles, labels = labelled.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    target = BytesIO()
-    # Without the writer's version the same study gives the same bytes.
-    figure.savefig(target, format="png", dpi=DOTS, metadata={"Software": None})
-    return target.getvalue()
+    return figure

@@ -23,7 +23,7 @@ from pipeline.folder import os_faults, user_path, write_bytes, write_json
 from pipeline.models import lasting_name, resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import read_tokenizer
-from pipeline.outliers.plots import check_matplotlib
+from pipeline.pictures import check_matplotlib
 from pipeline.progress import Progress
 from pipeline.quantize import check_format
 from pipeline.recipe import Recipe
