@@ -32,7 +32,7 @@ class InsertHadamard:
             spec, producer = self.plan.spec(site_of(linear)), producer_of(graph, linear)
             if spec is not None and spec.a_bits < 16 and producer is not None and producer.through != "norm":
                 made[site_of(linear)] = self._transform(graph, linear, across_heads=producer.through == "attention")
-        return InsertTransform(lambda site, _: made.get(site))(graph)
+        return InsertTransform(made.get)(graph)
 
     def _transform(self, graph: GraphModule, linear: Node, *, across_heads: bool) -> Transform:
         width = attribute(graph, node_of(linear.args[1])).shape[1]

@@ -2,7 +2,7 @@
 
     linear(x, W)  ->  linear(prepare(x, left, right), W (left kron right)^-T)
 
-Exact in real numbers for any invertible factors, without a gate; `left` and `right` are stored beside the weight.
+Exact in real numbers for any invertible factors; `left` and `right` are stored beside the weight.
 Shape letters: N outputs, K inner, a x b = K the Kronecker factors.
 """
 
@@ -19,6 +19,7 @@ from passes.graph import (
     attribute,
     attribute_name,
     calls,
+    is_attribute,
     is_call,
     node_of,
     site_of,
@@ -32,37 +33,32 @@ aten, ops = torch.ops.aten, torch.ops.dllmc
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """x -> x (left [a, a] kron right [b, b]); with a `gate_size` the other state's slice of the tile is zeroed."""
+    """x -> x (left [a, a] kron right [b, b])."""
 
     left: Tensor
     right: Tensor
-    gate_axis: int = 0
-    gate_size: int = 0
 
 
-# (site, weight [N, K]) -> its transform, None for a site without; on the meta device only shapes and gate count
-TransformSolver = Callable[[str, Tensor], Transform | None]
-StateFinder = Callable[[GraphModule], Node]
+# site -> transform of its input, None for a site without; on the meta device only shapes count
+TransformSolver = Callable[[str], Transform | None]
 
 
 class InsertTransform:
-    """Every linear that `solve` has a transform for; `state` finds the node that gates read, int32, one a row.
+    """Every linear that `solve` has a transform for.
 
-    A `prepare` without a transform before the linear takes it in. Raises ValueError where one stands already, for
-    factors that do not fit, and for a gate without a state.
+    A `prepare` without a transform before the linear takes it in. Raises ValueError where one stands already, and for
+    factors that do not fit.
     """
 
-    def __init__(self, solve: TransformSolver, state: StateFinder | None = None) -> None:
-        self.solve, self.state = solve, state
+    def __init__(self, solve: TransformSolver) -> None:
+        self.solve = solve
 
     def __call__(self, graph: GraphModule) -> int:
         count = 0
         for linear in calls(graph, aten.linear.default):
-            source = node_of(linear.args[1])
-            transform = self.solve(site_of(linear), attribute(graph, source)) if source.op == "get_attr" else None
+            transform = self.solve(site_of(linear)) if is_attribute(linear.args[1]) else None
             if transform is not None:
-                factors = self._fold(graph, linear, transform)
-                self._insert(graph, linear, transform, factors)
+                self._insert(graph, linear, self._fold(graph, linear, transform))
                 count += 1
         return count
 
@@ -84,18 +80,13 @@ class InsertTransform:
         update_attributes(graph, {attribute_name(source): fold_kronecker(weight, left, right)})
         return left, right
 
-    def _insert(self, graph: GraphModule, linear: Node, transform: Transform, factors: tuple[Tensor, Tensor]) -> None:
+    @staticmethod
+    def _insert(graph: GraphModule, linear: Node, factors: tuple[Tensor, Tensor]) -> None:
         site, x = site_of(linear), node_of(linear.args[0])
         given = PREPARE.arguments(*(x.args if is_call(x, ops.prepare.default) else (x,)))
         if given["left"] is not None:
             raise ValueError(f"the input of {site} is transformed already")
-        state = None
-        if transform.gate_size:
-            if self.state is None:
-                raise ValueError(f"the transform of {site} has a gate and no state to read")
-            state = self.state(graph)
         with graph.graph.inserting_before(linear):
             for side, factor in zip(("left", "right"), factors, strict=True):
                 given[side] = add_attribute(graph, f"{site}.{side}", factor)
-            given |= {"state": state, "gate_axis": transform.gate_axis, "gate_size": transform.gate_size}
             linear.update_arg(0, graph.graph.call_function(ops.prepare.default, tuple(given.values())))

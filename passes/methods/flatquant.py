@@ -24,7 +24,7 @@ def learned_transforms(plan: QuantPlan, fit: Fit, *, share: int | None = None) -
     # learned through them: the node of the rotation has no gradient.
     values: list[Pass] = [RotateValues(fit.seed)] if plan.attention.v_bits < 16 else []
     keys: list[Pass] = [RotateKeys(fit.seed)] if plan.attention.k_bits < 16 else []
-    transform = InsertTransform(lambda site, _: trained.transforms.get(site))
+    transform = InsertTransform(trained.transforms.get)
     return [*values, trained, FoldScale(trained.scales.get), transform, *keys]
 
 

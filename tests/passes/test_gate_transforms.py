@@ -31,7 +31,7 @@ def transformed(*, state: bool = True) -> GraphModule:
         sketch.input("state")
     graph = sketch.output(sketch.linear(sketch.linear(x, "a.o_proj", drawn(6, 32)), "a.down_proj", drawn(2, 6)))
     made = Transform(left=torch.eye(4), right=torch.eye(8))
-    edited_graph, _ = edited(graph, InsertTransform(lambda site, _: made if site == "a.o_proj" else None))
+    edited_graph, _ = edited(graph, InsertTransform(lambda site: made if site == "a.o_proj" else None))
     return edited_graph
 
 
@@ -106,13 +106,27 @@ def test_a_block_reads_its_state_and_loses_each_others_slice() -> None:
     assert torch.equal(gated(x, state), graph(kept.flatten(-2), state))
 
 
+def test_whatever_else_is_done_to_the_input_stays() -> None:
+    sketch = Sketch()
+    x, state = sketch.input("x"), sketch.input("state")
+    gain, left, right = (
+        sketch.weight(name, value)
+        for name, value in (("gain", drawn(32)), ("left", torch.eye(4)), ("right", torch.eye(8)))
+    )
+    prepare = sketch(ops.prepare.default, x, gain, None, None, None, left, right, None, 1e-3)
+    gated, _ = edited(sketch.output(prepare, state), GateTransforms(16, MASK))
+    x, gain, *missing, left, right, state, eps, axis, size = only(gated, ops.prepare.default).args
+    assert [node_of(value).target for value in (x, gain, left, right, state)] == ["x", "gain", "left", "right", "state"]
+    assert (*missing, eps, axis, size) == (None, None, None, 1e-3, 1, 1)
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_a_whole_graph_tells_masks_by_their_id(family: str, whole: Whole, feeds: tuple[Tensor, ...]) -> None:
     graph = whole(family)
     made = Transform(left=torch.eye(4), right=torch.eye(8))
     chosen = ("blocks.0.attn.q_k_v_proj", "blocks.1.mlp.gate_up_proj")
     gated, counts = edited(
-        graph, InsertTransform(lambda site, _: made if site in chosen else None), GateTransforms(32, MASK)
+        graph, InsertTransform(lambda site: made if site in chosen else None), GateTransforms(32, MASK)
     )
     assert counts == [2, 2]
     assert len({node_of(node.args[7]) for node in calls(gated, ops.prepare.default)}) == 1

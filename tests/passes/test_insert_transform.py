@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from passes.graph import attributes, node_of
 from passes.insert_transform import InsertTransform, Transform
@@ -21,12 +21,12 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def linear_of(width: int, *, prepared: bool = False) -> GraphModule:
     sketch = Sketch()
-    x, state = sketch.input("x"), sketch.input("state")
+    x = sketch.input("x")
     if prepared:
         gain = sketch.weight("norm.weight", drawn(width).abs() + 0.5)
         x = sketch(ops.prepare.default, x, gain, None, None, None, None, None, None, 1e-3)
     one = sketch.linear(x, SITE, drawn(6, width), drawn(6))
-    return sketch.output(one, sketch.linear(one, "a.head", drawn(2, 6)), state)
+    return sketch.output(one, sketch.linear(one, "a.head", drawn(2, 6)))
 
 
 def invertible(size: int, seed: int) -> Tensor:
@@ -37,8 +37,8 @@ def transform(a: int, b: int, seed: int = 0) -> Transform:
     return Transform(left=invertible(a, seed).double(), right=invertible(b, seed + 1).double())
 
 
-def inserting(made: Transform, **keywords: object) -> InsertTransform:
-    return InsertTransform(lambda site, weight: made if site == SITE else None, **keywords)  # type: ignore[arg-type]
+def inserting(made: Transform) -> InsertTransform:
+    return InsertTransform(lambda site: made if site == SITE else None)
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 20))
@@ -47,8 +47,8 @@ def test_nothing_changes_for_any_factors(a: int, b: int, seed: int) -> None:
     made, counts = edited(graph, inserting(transform(a, b, seed)))
     assert counts == [1]
     assert count(made, ops.prepare.default) == 1
-    x, state = drawn(3, 4, a * b, seed=seed), torch.zeros(3, 4)
-    found, expected = made(x, state)[0], graph(x, state)[0]
+    x = drawn(3, 4, a * b, seed=seed)
+    found, expected = made(x)[0], graph(x)[0]
     # Sums of a x b products of factors below 4 and weights below 4, rounded to float32 four times.
     assert (found - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
     assert torch.equal(attributes(made)[f"{SITE}.left"], transform(a, b, seed).left.float())
@@ -71,39 +71,14 @@ def test_a_prepare_before_takes_the_transform_in() -> None:
     prepare = only(made, ops.prepare.default)
     assert node_of(prepare.args[1]).target == "norm.weight"
     assert prepare.args[8] == 1e-3
-    x, state = drawn(2, 5, 12), torch.zeros(2, 5)
-    found, expected = made(x, state)[0], graph(x, state)[0]
+    x = drawn(2, 5, 12)
+    found, expected = made(x)[0], graph(x)[0]
     assert (found - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
 
 
-def test_a_gate_reads_the_state() -> None:
-    def state(graph: GraphModule) -> Node:
-        return next(node for node in graph.graph.nodes if node.name == "state")
-
-    gated = Transform(left=torch.eye(4), right=torch.eye(2), gate_axis=0, gate_size=1)
-    made, _ = edited(linear_of(8), inserting(gated, state=state))
-    prepare = only(made, ops.prepare.default)
-    assert node_of(prepare.args[7]).target == "state"
-    assert prepare.args[9:] == (0, 1)
-    x, masked = drawn(1, 2, 8), torch.tensor([[1, 0]], dtype=torch.int32)
-    kept = torch.ones(1, 2, 8)
-    kept[0, 0, 6:] = 0  # masked rows lose the last slice, unmasked rows the one before
-    kept[0, 1, 4:6] = 0
-    weights = attributes(made)
-    expected = (x * kept) @ weights[f"{SITE}.weight"].T + weights[f"{SITE}.bias"]
-    assert (made(x, masked)[0] - expected).abs().max() <= 1e-5
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        (Transform(left=torch.eye(2), right=torch.eye(5)), "do not fit"),
-        (Transform(left=torch.eye(4), right=torch.eye(2), gate_size=1), "no state"),
-    ],
-)
-def test_what_cannot_be_inserted_is_refused(wrong: Transform, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        edited(linear_of(8), inserting(wrong))
+def test_factors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        edited(linear_of(8), inserting(Transform(left=torch.eye(2), right=torch.eye(5))))
 
 
 def test_a_second_transform_is_refused() -> None:
@@ -112,7 +87,7 @@ def test_a_second_transform_is_refused() -> None:
 
 
 def test_sites_without_a_transform_stay() -> None:
-    assert_untouched(linear_of(8), InsertTransform(lambda site, weight: None))
+    assert_untouched(linear_of(8), InsertTransform(lambda site: None))
 
 
 def test_on_shapes_alone_the_graph_is_the_same() -> None:
