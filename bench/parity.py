@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bench.record import write_result
 from pipeline.backends.backend import Feeds, Record, Session
@@ -123,7 +122,7 @@ def measure(model: str, recipe_name: str, count: int) -> dict[str, Any]:
         runtime = open_session(work / MODEL, threads=recipe.threads)
         simulated = torch_session(checkpoint, recipe, weights, lowered=False)
     settings = Settings.of_model(checkpoint.config)
-    text = TextModel(simulated, settings, Tokenizer.from_str(source.text))
+    text = TextModel(simulated, settings, source.parsed())
     prompts = [text.encode(problem.prompt) for problem in held_out(count)]
     found = partings(simulated, runtime, settings, prompts, GenerateOptions())
     return {

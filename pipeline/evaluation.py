@@ -83,7 +83,6 @@ def open_model(
     from dataclasses import replace
 
     import torch
-    from tokenizers import Tokenizer
 
     from pipeline.backends.eager import open_transformer
     from pipeline.models import resolve
@@ -97,7 +96,7 @@ def open_model(
     settings = Settings.of_model(checkpoint.config)
     settings = replace(settings, vocab_size=min(settings.vocab_size, source.id_limit))  # as the bundle has it
     session = open_transformer(load_model(checkpoint), top_k=settings.top_k)
-    return TextModel(session, settings, Tokenizer.from_str(source.text))
+    return TextModel(session, settings, source.parsed())
 
 
 def evaluate(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
 from passes.methods import METHODS
 from passes.options import Options
@@ -121,7 +120,7 @@ def validate(job: Job, stage: Stage) -> list[str]:
         job.checkpoint,
         job.recipe,
         job.work.path,
-        _text(job),
+        job.tokenizer.parsed(),
         on_pass=lambda done, total: stage.advance(done, total, "passes"),
     )
     quality = report["quality"]
@@ -211,7 +210,7 @@ def export(
     checkpoint = open_checkpoint(resolve(model))
     recipe.check_against(checkpoint.config)
     tokenizer, licence = read_tokenizer(checkpoint.folder, checkpoint.config), read_licence(checkpoint.folder)
-    settings_of(checkpoint, recipe, Tokenizer.from_str(tokenizer.text))  # refuses a top_k that the ids cannot fill
+    settings_of(checkpoint, recipe, tokenizer.parsed())  # refuses a top_k that the ids cannot fill
     torch.set_num_threads(recipe.threads)
     work = WorkFolder(output, force=force, model=checkpoint.folder)
     report.begin(f"dllmc {VERSION}  export {model} -> {output}   recipe {recipe.name}", STAGES)
@@ -271,13 +270,9 @@ def _run(job: Job, name: str, digest: str, report: Progress) -> None:
         job.work.mark_done(name, fingerprint, files)
 
 
-def _text(job: Job) -> Tokenizer:
-    return Tokenizer.from_str(job.tokenizer.text)
-
-
 def _states(job: Job) -> States:
     """The canvases that statistics and methods learn from."""
-    return calibration_states(job.recipe.calibration, _text(job), job.checkpoint.config)
+    return calibration_states(job.recipe.calibration, job.tokenizer.parsed(), job.checkpoint.config)
 
 
 def _golden(job: Job) -> list[Path]:

@@ -16,7 +16,6 @@ from pipeline.folder import MODEL
 from pipeline.lower import write_onnx
 from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe_file import load_recipe
 from pipeline.runner import GenerateOptions, Settings, TextModel
@@ -45,7 +44,7 @@ class Int8:
 def int8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Int8]:
     work = tmp_path_factory.mktemp("int8")
     checkpoint, recipe = open_checkpoint(BUILTIN[request.param]), load_recipe("rtn-w8a8")
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     write_weights(checkpoint, recipe, work / "weights", on_piece=lambda _: None)
     weights = Weights(work / "weights")
     write_onnx(checkpoint.config, recipe, weights, work / MODEL, on_weight=lambda _: None)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from pipeline.errors import InputRefused
@@ -20,6 +21,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.family import ModelFamily
 from pipeline.models.json_file import read_json
 from pipeline.models.shards import Entry, read_headers
+from pipeline.models.tokenizer import read_tokenizer
 from pipeline.models.transformer import Transformer, rotary_frequencies
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,10 @@ class Checkpoint:
                 f"{tensor.numel()}, expected finite weights; the file is damaged, download it again"
             )
         return tensor
+
+    def tokenizer(self) -> Tokenizer:
+        """What encodes and decodes the model's text; raises InputRefused."""
+        return read_tokenizer(self.folder, self.config).parsed()
 
     def load(self, module: str = "", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """State dict of one submodule (`blocks.3`; names relative to it) or, with no name, of the whole model."""

@@ -35,6 +35,10 @@ class TokenizerSource:
     chat_template: str | None
     id_limit: int
 
+    def parsed(self) -> Tokenizer:
+        """What encodes and decodes."""
+        return Tokenizer.from_str(self.text)
+
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> TokenizerSource:
     """From tokenizer.json, or vocab.json + merges.txt as Dream ships them; raises InputRefused."""

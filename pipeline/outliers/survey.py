@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import check_source
@@ -13,7 +12,6 @@ from pipeline.capture import pieces
 from pipeline.errors import UsageFault
 from pipeline.models import resolve
 from pipeline.models.checkpoint import open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.outliers.plots import write_plots
 from pipeline.outliers.report import as_json, new_folder, write_report
 from pipeline.outliers.scan import scan
@@ -42,7 +40,7 @@ def survey(
         torch.set_num_threads(threads)
     with new_folder(output) as folder:
         checkpoint = open_checkpoint(resolve(model))
-        tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+        tokenizer = checkpoint.tokenizer()
         states = calibration_states(part, tokenizer, checkpoint.config)
         with progress.stage("scan") as stage:
             count = stage.counter(len(pieces(checkpoint.config)), "pieces")

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from pipeline.bundle import made_with
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.sources import source_digest
@@ -22,7 +20,6 @@ from pipeline.fingerprint import digest_of, model_digest
 from pipeline.folder import os_faults, user_path, write_bytes, write_json
 from pipeline.models import lasting_name, resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.pictures import check_matplotlib
 from pipeline.progress import Progress
 from pipeline.quantize import check_format
@@ -116,7 +113,7 @@ def _check_texts(checkpoint: Checkpoint, recipes: Sequence[Recipe]) -> None:
     different = {(part.source, part.samples, part.length): part for part in (recipe.calibration for recipe in recipes)}
     for part in different.values():
         if part.source != "builtin":
-            tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+            tokenizer = checkpoint.tokenizer()
             calibration_states(part, tokenizer, checkpoint.config)
 
 

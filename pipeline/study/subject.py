@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from passes.methods import METHODS
 from pipeline.accounting import Account, take_account
 from pipeline.backends.backend import Session
@@ -22,7 +20,6 @@ from pipeline.metrics.probe import Probe, float_probe, simulated_probe
 from pipeline.metrics.teacher_forced import TeacherForced, teacher_forced
 from pipeline.models import resolve
 from pipeline.models.checkpoint import open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe import Recipe
 from pipeline.runner import TextModel
@@ -53,7 +50,7 @@ class Subject:
     def __init__(self, model: str, recipe: Recipe | None, sizes: Sizes, folder: Path) -> None:
         self.checkpoint = open_checkpoint(resolve(model))
         self.recipe, self.sizes, self.folder = recipe, sizes, folder
-        self.tokenizer = Tokenizer.from_str(read_tokenizer(self.checkpoint.folder, self.checkpoint.config).text)
+        self.tokenizer = self.checkpoint.tokenizer()
         plain = Recipe(name="full", method="none")
         self.settings = settings_of(self.checkpoint, recipe or plain, self.tokenizer)
 

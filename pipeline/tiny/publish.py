@@ -73,7 +73,7 @@ def measure(folder: Path, scratch: Path) -> dict[str, dict[str, float]]:
     """Scores by recipe; `fp` is the model at full precision."""
     checkpoint = open_checkpoint(folder)
     source = read_tokenizer(folder, checkpoint.config)
-    tokenizer = Tokenizer.from_str(source.text)
+    tokenizer = source.parsed()
     settings = Settings.of_model(checkpoint.config)
     settings = replace(settings, vocab_size=min(settings.vocab_size, source.id_limit))  # as `dllmc eval` has it
     problems = held_out(COUNT)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -25,7 +24,6 @@ from pipeline.calibration.stream import Stream
 from pipeline.capture import ENDS, capture_whole, constants
 from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint, write_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.models.transformer import Transformer
 from pipeline.quantize import quant_plan
 from pipeline.recipe import Calibration, Recipe
@@ -89,7 +87,7 @@ def random_states(checkpoint: Checkpoint) -> States:
 
 def built_in_states(checkpoint: Checkpoint) -> States:
     """Noised canvases of the text that the built-in models know: on it they have outliers."""
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     return calibration_states(Calibration(samples=SAMPLES, length=32), tokenizer, checkpoint.config)
 
 

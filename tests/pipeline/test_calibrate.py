@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from passes.stats import STATES, Stats
@@ -13,7 +12,6 @@ from pipeline.calibrate import collect_stats
 from pipeline.calibration.states import States, builtin_corpus, noised_states
 from pipeline.capture import pieces
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.models.transformer import Transformer
 from tests.pipeline.watched import Watched, uncollected
 
@@ -24,7 +22,7 @@ TOLERANCE = 2e-5
 
 
 def states_of(checkpoint: Checkpoint, count: int, seed: int = 0) -> States:
-    text = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    text = checkpoint.tokenizer()
     corpus = builtin_corpus(count, seed, held_out=False)
     return noised_states(corpus, text, checkpoint.config, length=48, seed=seed)
 

@@ -6,7 +6,6 @@ from statistics import median
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -21,7 +20,6 @@ from pipeline.calibration.stream import Stream
 from pipeline.capture import ENDS, constants
 from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import quant_plan
 from pipeline.recipe_file import load_recipe
 
@@ -32,7 +30,7 @@ def rewritten_blocks(model: str, recipe_name: str) -> Iterator[tuple[GraphModule
     """Each block as the method rewrites it, with the stream of its inputs."""
     recipe = load_recipe(recipe_name, ["calibration.samples=12", "duquant.steps=24"])
     checkpoint = open_checkpoint(BUILTIN[model])
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     states = calibration_states(recipe.calibration, tokenizer, checkpoint.config)
     plan, method = quant_plan(recipe, checkpoint.config), METHODS[recipe.method]
     with Stream(states, constants(checkpoint.config)["rope_frequencies"]) as stream:

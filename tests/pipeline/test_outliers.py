@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from passes.stats import STATES
@@ -20,7 +19,6 @@ from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.states import Sample, States, make_states
 from pipeline.errors import InputRefused
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint, write_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.outliers.plots import by_layer, layers_and_sites, pooled
 from pipeline.outliers.scan import Scan, scan
 from pipeline.outliers.tally import RATIO_CAP, Finding, Tally, Thresholds
@@ -251,7 +249,7 @@ def test_the_text_may_be_a_file(model: Made, tmp_path: Path, undrawn: None) -> N
     (tmp_path / "text.txt").write_text("\n".join("what is 12 plus 34, and then 56?" for _ in range(8)))
     checkpoint = open_checkpoint(model("llada", layers=1))
     assert outliers(checkpoint.folder, tmp_path / "out", "--source", f"file:{tmp_path / 'text.txt'}") == 0
-    text = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    text = checkpoint.tokenizer()
     part = Calibration(source=f"file:{tmp_path / 'text.txt'}", samples=6, length=24)
     states = calibration_states(part, text, checkpoint.config)
     report = json.loads((tmp_path / "out" / "outliers.json").read_bytes())

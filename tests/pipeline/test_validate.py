@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from pipeline import stages
 from pipeline import validate as module
@@ -51,7 +50,7 @@ def output(stages_done: Path, tmp_path: Path) -> Path:
 def prove(output: Path, model: Made) -> Callable[..., dict[str, Any]]:
     """Validate the work folder directly, past the hashes that would notice a spoilt file."""
     checkpoint: Checkpoint = open_checkpoint(model("llada", layers=1))
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     recorded = read_job(output)["recipe"]
 
     def act(*sets: str) -> dict[str, Any]:
@@ -254,7 +253,7 @@ def test_ids_that_can_never_be_meant_may_not_fill_the_record(
     output: Path, prove: Callable[..., dict[str, Any]], model: Made
 ) -> None:
     checkpoint = open_checkpoint(model("llada", layers=1))
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     meant = feeds.unbanned(module.settings_of(checkpoint, load_recipe("rtn-w4a4"), tokenizer))
     assert meant == read_tokenizer(checkpoint.folder, checkpoint.config).id_limit - 1 < checkpoint.config.vocab_size
     module.settings_of(checkpoint, load_recipe("rtn-w4a4", [f"lowering.top_k={meant}"]), tokenizer)

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 
 from pipeline.backends.backend import Session
 from pipeline.backends.eager import open_transformer
 from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe_file import load_recipe
 from pipeline.runner import Settings
@@ -38,7 +36,7 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 
 
 def score(checkpoint: Checkpoint, session: Session) -> float:
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     settings = Settings.of_model(checkpoint.config)
     return exact_match(session, settings, tokenizer, held_out(COUNT))["all"]
 

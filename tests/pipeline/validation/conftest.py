@@ -17,7 +17,6 @@ from pipeline.backends.eager import EagerSession
 from pipeline.calibration.states import States
 from pipeline.folder import MODEL, MODEL_DATA, read_job
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import parse_recipe
@@ -66,7 +65,7 @@ def lowered(stages_done: Path, model: Callable[..., Path]) -> Lowered:
         work=stages_done,
         checkpoint=checkpoint,
         recipe=recipe,
-        tokenizer=Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text),
+        tokenizer=checkpoint.tokenizer(),
         weights=weights,
         reference=torch_session(checkpoint, recipe, weights, lowered=True),
     )

@@ -8,12 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch.fx import GraphModule
 
 from passes.graph import attributes
 from pipeline.models.checkpoint import open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, simulate, write_weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
@@ -109,7 +107,7 @@ def test_a_spoilt_linear_comes_first(lowered: Lowered, tmp_path: Path) -> None:
 def test_one_piece_is_in_memory_at_a_time(model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint, recipe = open_checkpoint(model("llada", layers=4)), load_recipe("rtn-w4a4")
     write_weights(checkpoint, recipe, tmp_path, on_piece=lambda _: None)
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     states = measurement_states(checkpoint, recipe, tokenizer)
     watched = Watched(monkeypatch)
     with uncollected():

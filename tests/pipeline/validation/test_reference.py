@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from pipeline.backends.backend import OUTPUTS
 from pipeline.backends.eager import open_transformer
 from pipeline.models.checkpoint import Checkpoint, load_model, open_checkpoint
-from pipeline.models.tokenizer import read_tokenizer
 from pipeline.recipe_file import load_recipe
 from pipeline.runner.settings import Settings
 from pipeline.validate import measurement_states
@@ -20,7 +18,7 @@ from tests.pipeline.watched import Watched, uncollected
 
 
 def batches_of(checkpoint: Checkpoint, size: int) -> list:  # type: ignore[type-arg]
-    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint.folder, checkpoint.config).text)
+    tokenizer = checkpoint.tokenizer()
     states = measurement_states(checkpoint, load_recipe("fp16", ["validation.samples=7"]), tokenizer)
     scored = scored_batches(Settings.of_model(checkpoint.config), states, size)
     feeds = [
