@@ -12,9 +12,8 @@ from torch.fx import GraphModule, Node
 
 from passes.graph import attribute, calls, node_of, site_of
 from passes.insert_transform import InsertTransform, Transform
-from passes.producers import producer_of
+from passes.producers import attention_before, head_size, producer_of
 from passes.quant_spec import QuantPlan
-from passes.rotate_values import head_size
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import rotation
 from passes.solvers.kronecker import factors
@@ -38,7 +37,7 @@ class InsertHadamard:
         width = attribute(graph, node_of(linear.args[1])).shape[1]
         draw = generator(self.seed, site_of(linear), "hadamard")
         if across_heads:
-            size = head_size(node_of(node_of(node_of(linear.args[0]).args[0]).args[0]))
+            size = head_size(attention_before(linear))
             return Transform(left=rotation(width // size, draw), right=torch.eye(size))
         left, right = (rotation(factor, draw) for factor in factors(width))
         return Transform(left=left, right=right)

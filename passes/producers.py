@@ -58,6 +58,21 @@ def scalable(graph: GraphModule, linear: Node) -> Producer:
     return producer
 
 
+def attention_before(linear: Node) -> Node:
+    """The attention whose heads `linear` reads: linear(flatten(transpose(attention)), W)."""
+    return node_of(node_of(node_of(linear.args[0]).args[0]).args[0])
+
+
+def head_size(attention: Node) -> int:
+    """C of attention(q, k, transpose(unflatten(v, -1, [J, C]))). Raises ValueError for values not split into heads."""
+    split = node_of(node_of(attention.args[2]).args[0])
+    if not is_call(split, aten.unflatten.int):
+        raise ValueError(f"{attention.name} does not read values split into heads")
+    sizes = split.args[2]
+    assert isinstance(sizes, list | tuple), sizes
+    return int_of(sizes[-1])
+
+
 def query_key_rows(graph: GraphModule, linear: Node) -> Tensor:
     """Bool [N]: rows of a merged q, k, v linear that make queries and keys; no row of any other linear."""
     chosen = torch.zeros(attribute(graph, node_of(linear.args[1])).shape[0], dtype=torch.bool)
@@ -87,9 +102,7 @@ def _attention(source: Node, width: int) -> Producer | None:
     part = node_of(split.args[0])
     if not is_call(part, aten.slice.Tensor) or part.args[1] != -1 or len(part.args) != 4 or len(part.users) != 1:
         return None
-    sizes = split.args[2]
-    assert isinstance(sizes, list | tuple), sizes
-    size, first, end = int_of(sizes[-1]), int_of(part.args[2]), int_of(part.args[3])
+    size, first, end = head_size(chain), int_of(part.args[2]), int_of(part.args[3])
     channel = torch.arange(width, device="cpu")
     repeats = width // (end - first)  # query heads that read one value head, side by side
     rows = first + channel // size // repeats * size + channel % size

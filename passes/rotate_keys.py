@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from passes.graph import add_attribute, attributes, calls, is_call, node_of, site_of
-from passes.rotate_values import head_size
+from passes.producers import head_size
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import rotation
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.graph import attribute, attribute_name, calls, int_of, is_call, node_of, site_of, update_attributes
-from passes.producers import Producer, producer_of
+from passes.graph import attribute, attribute_name, calls, node_of, site_of, update_attributes
+from passes.producers import Producer, attention_before, head_size, producer_of
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import rotation
 
@@ -39,8 +39,7 @@ class RotateValues:
         return count
 
     def _rotate(self, graph: GraphModule, linear: Node, producer: Producer) -> None:
-        attention = node_of(node_of(node_of(linear.args[0]).args[0]).args[0])  # through flatten and transpose
-        turn = rotation(head_size(attention), generator(self.seed, site_of(linear), "values"))
+        turn = rotation(head_size(attention_before(linear)), generator(self.seed, site_of(linear), "values"))
         rows = torch.unique(producer.rows)
         source = node_of(linear.args[1])
         changed = {attribute_name(source): _by_head(attribute(graph, source), turn)}
@@ -50,16 +49,6 @@ class RotateValues:
                 made[rows] = _by_head(made[rows].movedim(0, -1), turn).movedim(-1, 0)
                 changed[attribute_name(node)] = made
         update_attributes(graph, changed)
-
-
-def head_size(attention: Node) -> int:
-    """Channels a head: attention(q, k, transpose(unflatten(v, -1, (-1, C))))."""
-    split = node_of(node_of(attention.args[2]).args[0])
-    if not is_call(split, aten.unflatten.int):
-        raise ValueError(f"{attention.name} does not read values split into heads")
-    sizes = split.args[2]
-    assert isinstance(sizes, list | tuple), sizes
-    return int_of(sizes[-1])
 
 
 def _by_head(rows: Tensor, turn: Tensor) -> Tensor:

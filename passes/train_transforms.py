@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from passes.fit import Batch, CalibrationError, Fit, Samples
 from passes.gate_transforms import factor_pairs, gate_masks, gate_of, gated_factors
-from passes.graph import attribute, int_of, is_call, node_of, site_of
+from passes.graph import attribute, is_call, node_of, site_of
 from passes.insert_transform import Transform
 from passes.learned_transforms import LearnedTransforms, Site, Values, simulated_linear
 from passes.magnitudes import magnitudes
 from passes.options import FlatQuant
-from passes.producers import producer_of
+from passes.producers import attention_before, head_size, producer_of
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
 from passes.solvers.smooth import smoothing_scale
@@ -86,10 +86,8 @@ class TrainTransforms:
         producer = producer_of(graph, linear)
         if producer is None or producer.through != "attention":
             return gated_factors(width, self.share) if self.share else factor_pairs(width)[0]
-        attention = node_of(node_of(node_of(linear.args[0]).args[0]).args[0])  # flatten(transpose(attention))
-        sizes = node_of(node_of(attention.args[2]).args[0]).args[2]  # transpose(unflatten(v, -1, [J, C]))
-        assert isinstance(sizes, list | tuple), sizes
-        return width // int_of(sizes[-1]), int_of(sizes[-1])
+        size = head_size(attention_before(linear))
+        return width // size, size
 
     def _keep(self, site: str, found: Values) -> None:
         left, right = found.factors

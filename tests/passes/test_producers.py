@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.fx import GraphModule, Node
 
 from passes.graph import attribute_name, attributes, calls, node_of, site_of
-from passes.producers import END, Producer, producer_of, query_key_rows
+from passes.producers import END, Producer, attention_before, head_size, producer_of, query_key_rows
 from tests.passes.lockstep import Values
-from tests.passes.sketch import Sketch, aten
+from tests.passes.sketch import Sketch, aten, only
 
 
 def attention(groups: int, repeats: int, size: int, *, bias: bool = False, read_twice: bool = False) -> GraphModule:
@@ -70,6 +70,16 @@ def test_heads_of_a_group_share_the_rows_of_v(groups: int, repeats: int, size: i
     assert producer.through == "attention"
     assert attribute_name(producer.weight) == "attn.q_k_v_proj.weight"
     assert producer.bias is None
+
+
+def test_attention_and_its_head_size() -> None:
+    graph = attention(2, 3, 4)
+    found = attention_before(named(graph, "attn.o_proj"))
+    assert found is only(graph, aten.scaled_dot_product_attention.default)
+    assert head_size(found) == 4
+    found.update_arg(2, found.args[2].args[0])  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="does not read values split into heads"):
+        head_size(found)
 
 
 def test_a_row_of_v_makes_what_its_channels_show() -> None:
