@@ -31,7 +31,8 @@ def node(op: str, given: dict[str, Any], *, y_type: torch.dtype | None = None) -
     declared = OPS[op]
     defaults = {name: p.default for name, p in declared.signature.parameters.items()}
     arguments = {**defaults, **dict.fromkeys(n for n in declared.inputs if n not in given), **given}
-    expected = declared.reference(**{k: v.float() if k in ("x", "residual") else v for k, v in given.items()})
+    wide = {name: given[name].float() for name in ("x", "residual") if given.get(name) is not None}
+    expected = declared.reference(**given | wide)
     attributes = declared.attributes(arguments)
     stored = {name: arguments[name] for name in declared.present(attributes)}
     if "weight" in stored:
