@@ -7,7 +7,6 @@ exact, so it is part of quantisation; how far off it is depends on what little t
 Shape letters: K inner, a x b = K the Kronecker factors.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from passes.fit import CalibrationError
 from passes.graph import attribute, calls, node_of
+from passes.solvers.kronecker import factor_pairs
 from plugins.prepare import PREPARE
 
 aten, ops = torch.ops.aten, torch.ops.dllmc
@@ -47,11 +47,6 @@ def gate_of(factors: tuple[int, int], share: int) -> Gate:
         )
     _, axis, size = min(fitting)
     return Gate(axis, size)
-
-
-def factor_pairs(width: int) -> list[tuple[int, int]]:
-    """All (a, b) with a x b = width and a <= b, the closest pair first."""
-    return [(left, width // left) for left in range(math.isqrt(width), 0, -1) if width % left == 0]
 
 
 def gated_factors(width: int, share: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from passes.fit import Batch, CalibrationError, Fit, Samples
-from passes.gate_transforms import factor_pairs, gate_masks, gate_of, gated_factors
+from passes.gate_transforms import gate_masks, gate_of, gated_factors
 from passes.graph import attribute, is_call, node_of, site_of
 from passes.insert_transform import Transform
 from passes.learned_transforms import LearnedTransforms, Site, Values, simulated_linear
@@ -25,6 +25,7 @@ from passes.options import FlatQuant
 from passes.producers import attention_before, head_size, producer_of
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
+from passes.solvers.kronecker import factor_pairs
 from passes.solvers.smooth import smoothing_scale
 
 LAST_RATE = 1e-3  # the rate at the end of the cosine, as a share of the first

@@ -18,12 +18,17 @@ PART = 1 << 18  # values of a weight turned at a time: float64 and its products 
 DEARER = 2  # times the operations of the closest pair that a pair with Hadamard matrices may cost
 
 
+def factor_pairs(size: int) -> list[tuple[int, int]]:
+    """All (a, b) with a x b = size and a <= b, the closest pair first."""
+    return [(a, size // a) for a in range(math.isqrt(size), 0, -1) if size % a == 0]
+
+
 def factors(size: int) -> tuple[int, int]:
     """(a, b) with a x b = size and a <= b: the closest pair that has Hadamard matrices, else the closest pair.
 
     3584 = 56 x 64, 12288 = 96 x 128, 18944 = 128 x 148; 11008 = 86 x 128, since 2 x 5504 would cost 26 times as much.
     """
-    pairs = [(a, size // a) for a in range(math.isqrt(size), 0, -1) if size % a == 0]
+    pairs = factor_pairs(size)
     affordable = (pair for pair in pairs if sum(pair) <= DEARER * sum(pairs[0]))
     return next((pair for pair in affordable if all(map(has_hadamard, pair))), pairs[0])
 

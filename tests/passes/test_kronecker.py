@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from passes.solvers import kronecker
 from passes.solvers.draws import generator
 from passes.solvers.hadamard import has_hadamard
-from passes.solvers.kronecker import apply_kronecker, factors, fold_kronecker, hadamard_rotation
+from passes.solvers.kronecker import apply_kronecker, factor_pairs, factors, fold_kronecker, hadamard_rotation
 from tests.passes.live_bytes import peak_bytes
 
 REAL = {
@@ -24,6 +24,14 @@ REAL = {
     11008: (86, 128),
     22016: (128, 172),
 }
+
+
+@given(st.integers(1, 3000))
+def test_every_divisor_is_in_a_pair_and_the_closest_pair_first(size: int) -> None:
+    pairs = factor_pairs(size)
+    assert sorted({factor for pair in pairs for factor in pair}) == [n for n in range(1, size + 1) if size % n == 0]
+    assert all(a * b == size and a <= b for a, b in pairs)
+    assert pairs == sorted(pairs, key=lambda pair: pair[1] - pair[0])
 
 
 @pytest.mark.parametrize("size", REAL)
