@@ -25,7 +25,7 @@ from tests.pipeline.models.folders import make_config, random_state
 
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
-sizes = dict(hidden_size=384, intermediate_size=1536, num_heads=6, num_kv_heads=6, head_dim=64)
+sizes = dict(hidden_size=256, intermediate_size=1024, num_heads=4, num_kv_heads=4, head_dim=64)
 for layers in (3, 6):
     config = make_config("llada", num_layers=layers, **sizes)
     write_checkpoint(root / str(layers), config, random_state(config))
@@ -48,7 +48,7 @@ for stage, *_ in ways:
     peak(3, stage, 2, True)  # what is made once
 print(json.dumps({stage: [peak(layers, stage, *way) for layers in (3, 6)] for stage, *way in ways}))
 """
-BLOCK_BYTES = 4 * (4 * 384 * 384 + 3 * 384 * 1536)
+BLOCK_BYTES = 4 * (4 * 256 * 256 + 3 * 256 * 1024)
 
 
 @pytest.mark.skipif(not RESET.exists(), reason="this system does not tell the peak of a part of a process")

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +12,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pipeline.__main__ import main
 from pipeline.fingerprint import model_digest
-from pipeline.folder import LOCK
+from pipeline.folder import LOCK, MODEL, MODEL_DATA, read_job
 from pipeline.models.checkpoint import open_checkpoint
+from pipeline.models.config import ModelConfig
+from pipeline.quantize import Weights
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import parse_recipe
 from pipeline.study import measure as measuring
-from pipeline.study import run
+from pipeline.study import run, subject
+from pipeline.study.engines import ENGINES
 from pipeline.study.grid import Grid
 from pipeline.study.subject import Sizes
 from pipeline.study.tasks import TASKS
@@ -56,6 +65,25 @@ def same(first: Path, second: Path) -> bool:
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in FILES)
 
 
+@pytest.fixture
+def exported_before(stages_done: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export of this model as rtn-w4a4 takes the file that was made of the same weights."""
+    recipe = parse_recipe(read_job(stages_done.with_name("out"))["recipe"], "the recorded recipe")
+    weights = Weights(stages_done / "weights").all()
+
+    def write_onnx(config: ModelConfig, asked: Recipe, found: Weights, path: Path, **_: object) -> None:
+        assert config == open_checkpoint(source).config
+        graph_parts = {"method", "linear", "head", "embedding", "attention", "skip", "lowering"}
+        assert asked.model_dump(include=graph_parts) == recipe.model_dump(include=graph_parts)
+        assert found.names == weights.keys()
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+        for name in (MODEL, MODEL_DATA):
+            shutil.copy(stages_done / name, path.with_name(name))
+
+    monkeypatch.setattr(subject, "write_onnx", write_onnx)
+
+
+@pytest.mark.usefixtures("exported_before")
 def test_every_task_is_measured(source: Path, tmp_path: Path, capsys: Out) -> None:
     settings = ["--methods", "rtn", "--bits", "w4a4", *SIZES, *SETS[:2]]
     assert main(["study", str(source), *settings, "-o", str(tmp_path / "out"), "--json"]) == 0
@@ -219,9 +247,9 @@ def test_a_full_disk_in_a_cell_will_not_fit(
 
 
 def test_a_study_that_is_killed_goes_on(whole: Path, source: Path, tmp_path: Path) -> None:
-    """With two processes, as soon as one cell is there; then in one process."""
+    """As soon as one cell is there; then in this process."""
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", *words(source, output, "--jobs", "2")]
+    command = [sys.executable, "-m", "pipeline", *words(source, output)]
     with subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
@@ -237,6 +265,22 @@ def test_a_study_that_is_killed_goes_on(whole: Path, source: Path, tmp_path: Pat
     assert same(output, whole)
 
 
+def test_processes_are_sent_every_cell(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as --jobs says; what they do with cells is tested beside the engines."""
+    asked: list[tuple[Any, ...]] = []
+
+    def local(*call: object) -> list[object]:
+        asked.append(call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(ENGINES, "local", local)
+    assert main(words(source, tmp_path / "out", "--jobs", "2")) == 130
+    ((measure, orders, jobs),) = asked
+    assert pickle.loads(pickle.dumps((measure, orders))) == (measuring.measure, orders)
+    assert (len(orders), jobs) == (4, 2)
+
+
 def test_a_cluster_gives_the_same_bytes(whole: Path, source: Path, tmp_path: Path, cluster: object) -> None:
-    assert main(words(source, tmp_path / "out", "--engine", "ray")) == 0
+    """Of one worker: how they share the cells is tested beside the engines."""
+    assert main(words(source, tmp_path / "out", "--engine", "ray", "--jobs", "1")) == 0
     assert same(tmp_path / "out", whole)
