@@ -8,7 +8,6 @@ from pathlib import Path
 
 from passes.methods import METHODS
 from pipeline.accounting import Account, take_account
-from pipeline.backends.backend import Session
 from pipeline.backends.ort import open_session
 from pipeline.calibration.corpus import calibration_states
 from pipeline.calibration.states import encode_pair
@@ -101,12 +100,11 @@ class Subject:
     @cached_property
     def text(self) -> TextModel:
         """What generates: the exported graph in ONNX Runtime where the format has one, else torch."""
-        session: Session = self.candidate
-        if self.recipe is not None and self.exportable:
-            path = self.folder / MODEL
-            write_onnx(self.checkpoint.config, self.recipe, self.weights, path, on_weight=lambda _: None)
-            session = open_session(path, threads=self.recipe.threads)
-        return TextModel(session, self.settings, self.tokenizer)
+        if self.recipe is None or not self.exportable:
+            return TextModel(self.candidate, self.settings, self.tokenizer)
+        path = self.folder / MODEL
+        write_onnx(self.checkpoint.config, self.recipe, self.weights, path, on_weight=lambda _: None)
+        return TextModel(open_session(path, threads=self.recipe.threads), self.settings, self.tokenizer)
 
     @cached_property
     def problems(self) -> list[Problem]:
