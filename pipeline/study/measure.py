@@ -28,7 +28,7 @@ Outcome = dict[str, Any]
 
 # Commands, what plans the cells (their fingerprints hold the plan) and what is made of the sums: other words about the
 # same figures do not ask for new ones.
-_WORDS = ("engines", "findings", "grid", "plots", "run", "store", "summary", "table")
+_WORDS = ("engines", "findings", "grid", "memory", "plots", "run", "store", "summary", "table")
 PRESENTATION = (
     "pipeline/__main__.py",
     "pipeline/pictures.py",

@@ -29,6 +29,7 @@ from pipeline.study.engines import ENGINES
 from pipeline.study.findings import findings
 from pipeline.study.grid import FULL, Cell, Grid, known
 from pipeline.study.measure import Order, measure, measuring_code
+from pipeline.study.memory import Elements, check_memory, count_elements
 from pipeline.study.store import StudyFolder
 from pipeline.study.subject import Sizes
 from pipeline.study.table import markdown
@@ -53,6 +54,7 @@ class Plan:
     """The models, the cells in their order, and those that cannot be, with the reason."""
 
     models: dict[str, str]  # with the digest of their files
+    elements: dict[str, Elements]
     orders: tuple[Order, ...]
     impossible: tuple[tuple[Cell, str], ...]
 
@@ -62,7 +64,8 @@ def study(
 ) -> dict[str, Any]:
     """Measure what is missing in the folder `output`; returns what study.json says.
 
-    Raises UsageFault for names that are none and where no cell is possible, EnvironmentFault for a missing package.
+    Raises UsageFault for names that are none and where no cell is possible, EnvironmentFault for a missing package,
+    WillNotFit where the cells need more memory than there is.
     """
     known([engine], ENGINES, "engine", "--engine")
     check_matplotlib()
@@ -84,9 +87,11 @@ def make_plan(request: Request) -> Plan:
     orders: list[Order] = []
     impossible: list[tuple[Cell, str]] = []
     models: dict[str, str] = {}
+    elements: dict[str, Elements] = {}
     for model in dict.fromkeys(request.models):
         checkpoint = open_checkpoint(resolve(model))
         files = models[model] = model_digest(checkpoint)
+        elements[model] = count_elements(checkpoint)
         calibrated: list[Recipe] = []
         source = lasting_name(model, checkpoint.folder)
         for cell in request.grid.cells(model):
@@ -105,7 +110,7 @@ def make_plan(request: Request) -> Plan:
         _check_texts(checkpoint, calibrated)
     if impossible and all(order.recipe is None for order in orders):
         raise UsageFault(f"no cell of this study is possible: {impossible[0][1]}")
-    return Plan(models=models, orders=tuple(orders), impossible=tuple(impossible))
+    return Plan(models=models, elements=elements, orders=tuple(orders), impossible=tuple(impossible))
 
 
 def _check_texts(checkpoint: Checkpoint, recipes: Sequence[Recipe]) -> None:
@@ -153,6 +158,8 @@ def _measure_missing(plan: Plan, folder: StudyFolder, engine: str, jobs: int | N
         report.note(f"{cell.label}: not possible: {reason}")
     if not missing:
         return
+    if engine == "local":  # nobody knows here what the machines of a cluster have
+        check_memory(missing, plan.elements, jobs or 1)
     with report.stage("study") as stage:
         stage.advance(done, len(plan.orders), "cells")
         for order, outcome in _measured(missing, engine, jobs):
