@@ -1,9 +1,11 @@
 """What the sidecar files hold, by part of the model: formats, bytes here, bytes at 16 bits."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 
+from passes.gate_transforms import gate_of
 from pipeline.bundle import FormatSize
 from pipeline.capture import pieces
 from pipeline.models.checkpoint import Checkpoint
@@ -54,6 +56,18 @@ def take_account(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> Ac
         linears_quantised=leaves.count(CODES),
         linears_kept=leaves.count(HALF),
     )
+
+
+def gate_shares(weights: Weights, share: int) -> dict[str, Fraction]:
+    """The part of its input channels that each mask state has for itself, by linear of a block; `share` as asked."""
+    found = {}
+    for name in sorted(weights.names):
+        site, _, leaf = name.rpartition(".")
+        if leaf == "left":
+            factors = weights.shape(name)[0], weights.shape(f"{site}.right")[0]
+            gate = gate_of(factors, share)
+            found[site.rpartition(".")[2]] = Fraction(gate.size, factors[gate.axis])
+    return found
 
 
 def _check_formats(checkpoint: Checkpoint, recipe: Recipe, weights: Weights) -> None:

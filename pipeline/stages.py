@@ -7,6 +7,7 @@ command goes on where the last one stopped. `DIR` appears by one rename at the e
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from passes.methods import METHODS
 from passes.options import Options
-from pipeline.accounting import take_account
+from pipeline.accounting import gate_shares, take_account
 from pipeline.bundle import BundleParts, bundle
 from pipeline.calibrate import collect_stats
 from pipeline.calibration.corpus import calibration_states
@@ -80,7 +81,7 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     learned = f"; {_learned(job, states, weights)}" if states else ""
     stage.finish(
         f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
-        f"{account.tensors_used} of {account.tensors_total} tensors used{learned}",
+        f"{account.tensors_used} of {account.tensors_total} tensors used{learned}{_gated(job, weights)}",
         passes=changed,
     )
     return sorted(path.relative_to(job.work.path).as_posix() for path in folder.glob("*.safetensors"))
@@ -97,6 +98,18 @@ def _learned(job: Job, states: States, weights: Weights) -> str:
         return f"learned from {rows:,} rows"
     enough = -(-samples * channels // rows)
     return f"learned from {rows:,} rows for {channels:,} channels: more with --set calibration.samples={enough}"
+
+
+def _gated(job: Job, weights: Weights) -> str:
+    """What a gate takes in whole slices of a tile may be more than the recipe asks for."""
+    linears: dict[Fraction, list[str]] = {}
+    if job.recipe.method == "freeact":
+        for name, share in gate_shares(weights, job.recipe.freeact.share).items():
+            linears.setdefault(share, []).append(name)
+    parts = [f"{share} of the input channels of {', '.join(names)}" for share, names in sorted(linears.items())]
+    if len(linears) == 1:
+        parts = [f"{share} of the input channels" for share in linears]
+    return f"; gates keep for each state {' and '.join(parts)}" if parts else ""
 
 
 def lower(job: Job, stage: Stage) -> list[str]:

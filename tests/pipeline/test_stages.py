@@ -260,6 +260,30 @@ def test_rows_that_cannot_fill_a_hessian_are_told(
     assert line.partition("; learned")[2] == (learned[advised].removeprefix("learned") if advised is not None else "")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "share", "said"),
+    [
+        ("freeact-w4a4", 16, "gates keep for each state 1/16 of the input channels"),
+        (
+            "freeact-w4a4",
+            32,  # a slice of 2 heads x 16 channels is at least a sixteenth
+            "gates keep for each state 1/32 of the input channels of q_k_v_proj, down_proj, gate_up_proj and 1/16 of "
+            "the input channels of o_proj",
+        ),
+        ("flatquant-w4a4", 32, ""),
+    ],
+)
+def test_what_gates_really_take_is_told(
+    recipe: str, share: int, said: str, model: Made, tmp_path: Path, capsys: Out
+) -> None:
+    sets = ["--set", "flatquant.epochs=1", "--set", f"freeact.share={share}", "--set", "threads=1"]
+    command = ["export", str(model("llada", layers=1)), "-o", str(tmp_path / "out"), "--recipe", recipe]
+    assert main([*command, *FEW_ROWS, *sets]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (line,) = (event["summary"] for event in events if event.get("stage") == "quantize" and "summary" in event)
+    assert line.partition("; gates")[2] == said.removeprefix("gates")
+
+
 def test_every_key_of_the_recipe_makes_its_stages_again() -> None:
     """A key that is in no stage's list would change nothing on a repeated command."""
     words = {"schema_version", "name", "description", "generation"}  # in the bundle alone
