@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from torch import Tensor
+from torch.fx import GraphModule
 
 Result = TypeVar("Result")
 
@@ -58,10 +59,14 @@ class Samples(Protocol):
 class Fit:
     """`samples` are None on shapes alone and for methods without calibration; `numbers` are filled on weights.
 
-    `tensors` are what a method's rewriting leaves for its solving; they go with the piece.
+    `tensors` are what a method's rewriting leaves for its solving; they go with the piece. A method that pairs has the
+    same batches once more as `quantized`, as the quantised blocks before give them, and its `reference`: this piece as
+    rewritten, in float.
     """
 
     samples: Samples | None = None
+    quantized: Samples | None = None
+    reference: GraphModule | None = None
     seed: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 import plugins  # noqa: F401  importing it defines torch.ops.dllmc
 
@@ -95,6 +95,19 @@ def update_attributes(graph: GraphModule, values: Mapping[str, Tensor]) -> None:
             owner = getattr(owner, part)
         delattr(owner, leaf)
         owner.register_buffer(leaf, value.detach())
+
+
+def copied_nodes(graph: GraphModule) -> Graph:
+    """The same nodes once more; they read weights by the same names."""
+    nodes = Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    nodes.set_codegen(graph.graph._codegen)
+    return nodes
+
+
+def twin_of(graph: GraphModule) -> GraphModule:
+    """A copy that shares the weights until one of the two replaces its own."""
+    return GraphModule(graph, copied_nodes(graph))
 
 
 def drop_weights(graph: GraphModule) -> None:

@@ -80,6 +80,43 @@ class FreeAct:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Star:
+    """SGAT of arXiv 2606.04945, section 3.2, and what goes beyond it.
+
+    d / `share` coordinates for each state; AdamW over each linear; `init` by the states' second moments or at random,
+    `transform` of two factors, one, or a Hadamard that is not learned. `clip_rate` multiplies the rate of learned
+    clips, 0 learns none. `balance` folds closed-form scales and head transforms first. `weights` by gptq are solved on
+    float inputs, by paired on the quantised ones towards the float output.
+    """
+
+    share: int = 32
+    transform: Literal["kronecker", "dense", "hadamard"] = "kronecker"
+    init: Literal["random", "moments"] = "random"
+    gate: bool = True
+    rate: float = 1e-3
+    epochs: int = 15
+    batch: int = 4
+    clip_rate: float = 0.0
+    balance: bool = False
+    weights: Literal["rtn", "gptq", "paired"] = "rtn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tac:
+    """TAC of arXiv 2606.04945, appendix C, with its symbols: blocks of g channels, rho, eta, alpha, and the samples.
+
+    `form` paired is a ridge regression on paired rows, its shrinkage `alpha` chosen on held-out samples.
+    """
+
+    form: Literal["none", "covariance", "paired"] = "covariance"
+    block: int = 16
+    samples: int = 64
+    rho: float = 3e-4
+    eta: float = 0.15
+    alpha: float = 0.55
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """All of them; a method reads its own, and GPTQ's where it solves with that."""
 
@@ -90,3 +127,5 @@ class Options:
     duquant: DuQuant = field(default_factory=DuQuant)
     flatquant: FlatQuant = field(default_factory=FlatQuant)
     freeact: FreeAct = field(default_factory=FreeAct)
+    star: Star = field(default_factory=Star)
+    tac: Tac = field(default_factory=Tac)

@@ -12,11 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 from passes.base import run
 from passes.clean_capture import CleanCapture
-from passes.graph import attribute, attribute_name, attributes, set_attributes
+from passes.graph import attribute, attribute_name, attributes, copied_nodes, set_attributes
 from passes.invariants import check_float
 from passes.merge_linears import MergeLinears
 from pipeline.models.config import ModelConfig
@@ -167,9 +167,7 @@ def _trace(module: nn.Module, example: tuple[Tensor, ...], shapes: tuple[object,
 
 def _merged(template: GraphModule, weights: Mapping[str, Tensor], *, index: int | None) -> GraphModule:
     """A copy of the template that reads `weights`; a block's copy under the names of block `index`."""
-    graph = Graph()
-    graph.output(graph.graph_copy(template.graph, {}))
-    graph.set_codegen(template.graph._codegen)
+    graph = copied_nodes(template)
     shapes = {}
     for node in graph.find_nodes(op="get_attr"):
         value = attribute(template, node)

@@ -20,6 +20,7 @@ from passes.graph import (
     outputs,
     set_attributes,
     site_of,
+    twin_of,
     update_attributes,
 )
 from tests.passes.sketch import Sketch, aten, count, ops
@@ -115,6 +116,16 @@ def test_update_attributes_leaves_the_others() -> None:
         update_attributes(graph, {"tail.weight": torch.zeros(2, 3), "never_read": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"weight head\.weight has shape \(3, 2\), the graph expects \(2, 3\)"):
         update_attributes(graph, {"head.weight": torch.zeros(3, 2)})
+
+
+def test_twin_shares_weights_until_they_are_replaced() -> None:
+    _, graph = two_linears()
+    twin = twin_of(graph)
+    for name, value in attributes(graph).items():
+        assert attributes(twin)[name] is value
+    update_attributes(graph, {"head.weight": torch.full((2, 3), 3.0)})
+    graph.graph.erase_node(next(node for node in reversed(graph.graph.nodes) if node.op == "output"))
+    assert torch.equal(twin(torch.ones(1, 4)), torch.full((1, 2), 12.0))
 
 
 def test_drop_unused_removes_dead_nodes_and_their_weights_only() -> None:
