@@ -29,10 +29,10 @@ class Gate:
     size: int
 
 
-def gate_of(factors: tuple[int, int], share: int) -> Gate:
+def gate_of(factors: tuple[int, int], share: int, option: str = "freeact.share") -> Gate:
     """The fewest coordinates in whole slices that are no fewer than K / `share`; on a tie, slices along axis 0.
 
-    Raises CalibrationError where two such gates do not leave a shared slice.
+    Raises CalibrationError, naming the `option` that holds the share, where two such gates leave no shared slice.
     """
     fitting = []
     for axis, length in enumerate(factors):
@@ -43,7 +43,7 @@ def gate_of(factors: tuple[int, int], share: int) -> Gate:
     if not fitting:
         a, b = factors
         raise CalibrationError(
-            f"a tile of {a} x {b} channels has no room for two gates of 1/{share}; try a larger freeact.share"
+            f"a tile of {a} x {b} channels has no room for two gates of 1/{share}; try a larger {option}"
         )
     _, axis, size = min(fitting)
     return Gate(axis, size)

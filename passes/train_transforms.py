@@ -7,7 +7,7 @@ Shape letters: B batch, Q query rows, D hidden, K inner, a x b = K the Kronecker
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ from passes.solvers.kronecker import factor_pairs
 from passes.solvers.smooth import smoothing_scale
 
 LAST_RATE = 1e-3  # the rate at the end of the cosine, as a share of the first
+
+
+class Learned(Protocol):
+    """Parameters in two groups: `clips` learn at a rate of their own."""
+
+    @property
+    def transforms(self) -> list[Tensor]: ...
+
+    @property
+    def clips(self) -> list[Tensor]: ...
 
 
 class TrainTransforms:
@@ -124,16 +134,11 @@ def train(
 ) -> dict[str, Values]:
     """What AdamW finds for `sites` of the block `graph`. Raises CalibrationError when an error is not finite."""
     learned = LearnedTransforms(sites, seed)
-    num_steps = options.epochs * sum(1 for _ in _steps(samples, options.batch))
-    groups: list[dict[str, Any]] = [{"params": learned.transforms}]
-    # A group of rate zero would not stand still: the cosine has one last rate for all groups.
-    if options.clip_rate:
-        groups.append({"params": learned.clips, "lr": options.rate * options.clip_rate})
-    optimizer = AdamW(groups, lr=options.rate, fused=True)
-    schedule = CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=options.rate * LAST_RATE)
+    num_steps = options.epochs * sum(1 for _ in steps(samples, options.batch))
+    optimizer, schedule = descent(learned, rate=options.rate, clip_rate=options.clip_rate, num_steps=num_steps)
     parameters = (*learned.transforms, *learned.clips)
     for _ in range(options.epochs):
-        for step in _steps(samples, options.batch):
+        for step in steps(samples, options.batch):
             for parameter in parameters:
                 parameter.grad = None
             total = sum(_descend(graph, learned, part) for part in step)
@@ -147,6 +152,16 @@ def train(
         values = learned.values()
     _check_finite(values)
     return values
+
+
+def descent(learned: Learned, *, rate: float, clip_rate: float, num_steps: int) -> tuple[AdamW, CosineAnnealingLR]:
+    """AdamW at `rate`, clips at `clip_rate` times that (0 leaves them), on a cosine over all steps."""
+    groups: list[dict[str, Any]] = [{"params": learned.transforms}]
+    # A group of rate zero would not stand still: the cosine has one last rate for all groups.
+    if clip_rate:
+        groups.append({"params": learned.clips, "lr": rate * clip_rate})
+    optimizer = AdamW(groups, lr=rate, fused=True)
+    return optimizer, CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=rate * LAST_RATE)
 
 
 def squared_error(graph: GraphModule, learned: LearnedTransforms, batch: Batch) -> Tensor:
@@ -185,7 +200,7 @@ def _check_finite(values: Mapping[str, Values]) -> None:
             )
 
 
-def _steps(samples: Samples, size: int) -> Iterator[list[Batch]]:
+def steps(samples: Samples, size: int) -> Iterator[list[Batch]]:
     """The same samples in order, `size` a step; in several parts where the batches of long ones are smaller."""
     step: list[Batch] = []
     missing = size
