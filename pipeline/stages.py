@@ -23,11 +23,12 @@ from pipeline.calibration.sources import source_digest
 from pipeline.calibration.states import States
 from pipeline.calibration.stream import Means
 from pipeline.capture import pieces
+from pipeline.costs import run_time_costs
 from pipeline.errors import UsageFault
 from pipeline.fingerprint import code_digest, digest_of, model_digest
 from pipeline.folder import GOLDEN, MODEL, MODEL_DATA, STAGES, VALIDATION, WorkFolder, os_faults
 from pipeline.licence import Licence, read_licence
-from pipeline.lower import write_onnx
+from pipeline.lower import simulated_graph, write_onnx
 from pipeline.models import lasting_name, resolve
 from pipeline.models.checkpoint import Checkpoint, open_checkpoint
 from pipeline.models.tokenizer import TokenizerSource, read_tokenizer
@@ -79,9 +80,10 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     account = take_account(job.checkpoint, job.recipe, weights)
     total = account.linears_quantised + account.linears_kept
     learned = f"; {_learned(job, states, weights)}" if states else ""
+    remarks = f"{_gated(job, weights)}{_compensated(weights)}"
     stage.finish(
         f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
-        f"{account.tensors_used} of {account.tensors_total} tensors used{learned}{_gated(job, weights)}",
+        f"{account.tensors_used} of {account.tensors_total} tensors used{learned}{remarks}",
         passes=changed,
     )
     return sorted(path.relative_to(job.work.path).as_posix() for path in folder.glob("*.safetensors"))
@@ -112,14 +114,35 @@ def _gated(job: Job, weights: Weights) -> str:
     return f"; gates keep for each state {' and '.join(parts)}" if parts else ""
 
 
+def _compensated(weights: Weights) -> str:
+    """Where compensation leaves less of the error of attention's output on canvases that it was not learned from."""
+    shares = {name.removesuffix(".attn.o_proj.tac"): x for name, x in weights.numbers.items() if name.endswith(".tac")}
+    if not shares:
+        return ""
+    same = sorted((name for name, share in shares.items() if share >= 1), key=lambda name: int(name.split(".")[1]))
+    where = f", identity at {', '.join(same)}" if same else ""
+    lowered = f"{len(shares) - len(same)} of {len(shares)}"
+    return f"; TAC lowers the held-out error of {lowered} attention outputs{where}"
+
+
 def lower(job: Job, stage: Stage) -> list[str]:
     """The whole graph to ONNX, weights from the sidecar files."""
     weights = Weights(job.work.path / WEIGHTS)
     count = stage.counter(len(weights.names), "weights")
     nodes = write_onnx(job.checkpoint.config, job.recipe, weights, job.work.path / MODEL, on_weight=count)
     ours = ", ".join(f"{number} {name}" for name, number in sorted(nodes.items())) or "standard ops only"
-    stage.finish(f"ONNX opset {job.recipe.lowering.opset}: {ours}", nodes=nodes)
+    stage.finish(f"ONNX opset {job.recipe.lowering.opset}: {ours}{_cost(job, weights)}", nodes=nodes)
     return [MODEL, MODEL_DATA]
+
+
+def _cost(job: Job, weights: Weights) -> str:
+    """What stands before the linears at run time, beside what they take themselves."""
+    config = job.checkpoint.config
+    costs = run_time_costs(simulated_graph(config, job.recipe, weights.numbers), config)
+    if not costs.added:
+        return ""
+    shares = f"{100 * costs.multiply_adds:.2g} % multiply-adds, {100 * costs.parameters:.2g} % parameters"
+    return f"; run-time cost of transforms: {shares}"
 
 
 def validate(job: Job, stage: Stage) -> list[str]:
