@@ -4,6 +4,7 @@
 
 free: both generate by themselves, so canvases may part. forced: the candidate sees the canvases of the reference, so
 only its own error of one pass counts. The hidden state is the final norm's output over all rows of the canvas.
+Beside it, at each step: how many tokens agree.
 Shape letters: B batch, Q query rows, R head rows, D hidden.
 """
 
@@ -17,6 +18,8 @@ from pipeline.backends.backend import Feeds, Ids, Record
 from pipeline.metrics.probe import Probe
 from pipeline.metrics.sums import Sums
 from pipeline.runner import GenerateOptions, Settings, Step, generate
+
+Place = tuple[int, int]  # sample, and step from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +35,33 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """By step, before its pass, and by sample.
+
+    `free`: of the generated positions, those that hold the same on both canvases, at steps that both runs took.
+    `forced`: of the masked positions of the reference's canvas, those for which both find the same token likeliest.
+    """
+
+    free: tuple[Sums, ...]
+    forced: tuple[Sums, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """`free` has only the steps that both runs took."""
 
     free: Steps
     forced: Steps
+    tokens: Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """A sample's rows in one pass, padding left out; `best` is the likeliest id of row r, or of the next if shifted."""
+
+    hidden: Tensor  # [Q, D]
+    ids: Ids  # [Q]
+    best: Ids  # [Q]
 
 
 @dataclass(kw_only=True)
@@ -45,12 +70,20 @@ class _Pass:
 
     feeds: Feeds
     hidden: Tensor  # [B, Q, D]
-    places: list[tuple[int, int]] = field(default_factory=list)
+    best: Ids  # [B, Q]
+    places: list[Place] = field(default_factory=list)
 
-    def split(self, hidden: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """Each sample's rows of `hidden`, padding left out."""
-        for place, rows, length in zip(self.places, hidden, self.feeds.kv_len.tolist(), strict=True):
-            yield place, rows[:length]
+    @classmethod
+    def of(cls, probe: Probe, feeds: Feeds, places: list[Place]) -> tuple["_Pass", Record]:
+        """What `probe` makes of `feeds`, whose head rows are all rows."""
+        seen = probe.observe(feeds)
+        return cls(feeds=feeds, hidden=seen.hidden, best=seen.record.top_ids[..., 0], places=places), seen.record
+
+    def split(self) -> Iterator[tuple[Place, _Rows]]:
+        """Each sample's rows."""
+        rows = zip(self.places, self.hidden, self.feeds.input_ids, self.best, self.feeds.kv_len.tolist(), strict=True)
+        for place, hidden, ids, best, length in rows:
+            yield place, _Rows(hidden=hidden[:length], ids=ids[:length], best=best[:length])
 
 
 class _Recorder:
@@ -63,9 +96,9 @@ class _Recorder:
 
     def run(self, feeds: Feeds) -> Record:
         whole = replace(feeds, head_index=feeds.position_ids)
-        observation = self.probe.observe(whole)
-        self.passes.append(_Pass(feeds=whole, hidden=observation.hidden))
-        return chosen_rows(observation.record, feeds.head_index)
+        found, record = _Pass.of(self.probe, whole, [])
+        self.passes.append(found)
+        return chosen_rows(record, feeds.head_index)
 
     def watch(self, step: Step) -> None:
         """The loop reports the rows of a pass in their order."""
@@ -80,9 +113,9 @@ class _Recorder:
 class _Errors:
     """(sample, step) -> squared error, square of the reference, number of values."""
 
-    found: dict[tuple[int, int], tuple[float, float, int]] = field(default_factory=dict)
+    found: dict[Place, tuple[float, float, int]] = field(default_factory=dict)
 
-    def add(self, place: tuple[int, int], reference: Tensor, candidate: Tensor) -> None:
+    def add(self, place: Place, reference: Tensor, candidate: Tensor) -> None:
         error = (candidate.double() - reference.double()).square().sum()
         self.found[place] = float(error), float(reference.double().square().sum()), reference.numel()
 
@@ -98,6 +131,49 @@ class _Errors:
         )
 
 
+@dataclass
+class _Counts:
+    """(sample, step) -> how many of how many."""
+
+    found: dict[Place, tuple[int, int]] = field(default_factory=dict)
+
+    def steps(self, count: int) -> tuple[Sums, ...]:
+        last = max(step for _, step in self.found)
+        values, weights = np.zeros((2, count, last))
+        for (sample, step), (number, of) in self.found.items():
+            values[sample, step - 1], weights[sample, step - 1] = number, of
+        return tuple(_sums(values[:, step], weights[:, step]) for step in range(last))
+
+
+class _Comparison:
+    """Adds up everything about two runs, pass by pass; `starts` of the generated region by sample."""
+
+    def __init__(self, settings: Settings, starts: Sequence[int]) -> None:
+        self.settings, self.starts = settings, starts
+        self.free, self.forced = _Errors(), _Errors()
+        self.same, self.agreed = _Counts(), _Counts()
+
+    def add(self, place: Place, exact: _Rows, forced: _Rows, own: _Rows | None) -> None:
+        """A pass of the reference's run, the candidate on the same canvas, and its own pass of that step."""
+        start = self.starts[place[0]]  # a mask id that stands in the prompt is not to be generated
+        masked = start + np.flatnonzero(exact.ids[start:] == self.settings.mask_id)
+        rows = np.maximum(masked - int(self.settings.shifted_logits), 0)
+        self.agreed.found[place] = int((exact.best[rows] == forced.best[rows]).sum()), len(rows)
+        self.forced.add(place, exact.hidden, forced.hidden)
+        if own is not None:
+            same = exact.ids[start:] == own.ids[start:]
+            self.same.found[place] = int(same.sum()), len(same)
+            self.free.add(place, exact.hidden, own.hidden)
+
+    def result(self) -> Trajectory:
+        count = len(self.starts)
+        return Trajectory(
+            free=self.free.steps(count),
+            forced=self.forced.steps(count),
+            tokens=Tokens(free=self.same.steps(count), forced=self.agreed.steps(count)),
+        )
+
+
 def trajectory(
     reference: Probe,
     candidate: Probe,
@@ -108,23 +184,20 @@ def trajectory(
     batch_size: int = 8,
 ) -> Trajectory:
     """Generate from every prompt with both; `batch_size` prompts are in memory with all their hidden states."""
-    free, forced = _Errors(), _Errors()
+    compared = _Comparison(settings, [len(prompt) for prompt in prompts])
     for first in range(0, len(prompts), batch_size):
         numbers = range(first, min(first + batch_size, len(prompts)))
         expected = _recorded(reference, settings, prompts, numbers, options)
         found = {
             place: rows
             for each in _recorded(candidate, settings, prompts, numbers, options)
-            for place, rows in each.split(each.hidden)
+            for place, rows in each.split()
         }
         for each in expected:
-            seen = candidate.observe(each.feeds).hidden
-            pairs = zip(each.split(each.hidden), each.split(seen), strict=True)
-            for (place, rows), (_, moved) in pairs:
-                forced.add(place, rows, moved)
-                if place in found:
-                    free.add(place, rows, found[place])
-    return Trajectory(free=free.steps(len(prompts)), forced=forced.steps(len(prompts)))
+            forced, _ = _Pass.of(candidate, each.feeds, each.places)
+            for (place, exact), (_, moved) in zip(each.split(), forced.split(), strict=True):
+                compared.add(place, exact, moved, found.get(place))
+    return compared.result()
 
 
 def chosen_rows(record: Record, index: Ids) -> Record:

@@ -155,8 +155,8 @@ WEIGHT_ONLY = ("gptq", "awq")
 
 
 def findings(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Every claim with its verdict and figures, and what differs here from the study's setting."""
-    measured = [row for row in rows if row.sums]
+    """Every claim with its verdict and figures, and what differs from the study's setting; variants are left out."""
+    measured = [row for row in rows if row.sums and not row.variant]
     table: list[dict[str, object]] = []
     for claim in CLAIMS:
         found = list(claim.check(measured))

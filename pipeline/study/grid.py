@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,38 @@ class Cell:
     bits: str
     states: str = ""
     seed: int = 0
+    variant: str = ""
 
     @property
     def label(self) -> str:
-        """`tiny-llada gptq w4a4 noised seed 1`."""
+        """`tiny-llada gptq w4a4 noised seed 1`, and the variant where it is one."""
         seed = f"seed {self.seed}" if self.states else ""
-        return " ".join(filter(None, (short_name(self.model), self.method, self.bits, self.states, seed)))
+        parts = (short_name(self.model), self.method, self.bits, self.states, seed, self.variant)
+        return " ".join(filter(None, parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A built-in recipe, whose name ends with its bits, with settings of its own."""
+
+    recipe: str
+    sets: tuple[str, ...] = ()
+
+    @property
+    def bits(self) -> str:
+        return self.recipe.rpartition("-")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The question: `seeds` by bits; `sets` are recipe settings for every cell, `threads` those of one cell."""
+    """The question: `seeds` by bits; `sets` are recipe settings for every cell, `threads` those of one cell.
 
-    methods: tuple[str, ...]
-    bits: tuple[str, ...]
+    `variants` by label stand beside the methods, or alone; each is compared with the first of them, too.
+    """
+
+    methods: tuple[str, ...] = ()
+    bits: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     states: tuple[str, ...] = STATES[:1]
     seeds: Mapping[str, int]
     sets: tuple[str, ...] = ()
@@ -72,10 +90,14 @@ class Grid:
 
     def check(self) -> None:
         """Raise UsageFault for a name that is none, or a setting that the study itself decides."""
-        known(self.methods, QUANTISING, "method", "--methods")
-        known(self.bits, BITS, "format", "--bits")
+        if self.methods or self.bits or not self.variants:
+            known(self.methods, QUANTISING, "method", "--methods")
+            known(self.bits, BITS, "format", "--bits")
         known(self.states, STATES, "kind of states", "--states")
-        for setting in self.sets:
+        for variant in self.variants.values():
+            known([variant.recipe], BUILTIN_RECIPES, "recipe", "a variant")
+            known([variant.bits], BITS, "format", f"a variant of {variant.recipe}")
+        for setting in (*self.sets, *(setting for variant in self.variants.values() for setting in variant.sets)):
             key = setting.partition("=")[0].strip().replace("-", "_")
             if key in DECIDED:
                 raise UsageFault(f"--set {setting} is decided by the study; pass {DECIDED[key]} instead")
@@ -86,19 +108,31 @@ class Grid:
         yield Cell(model=model, method=FULL, bits=FULL_BITS)
         for bits in self.bits:
             for method in self.methods:
-                if not METHODS[method].needs_calibration:
-                    yield Cell(model=model, method=method, bits=bits)
-                    continue
-                for states in self.states:
-                    for seed in range(self.seeds[bits]):
-                        yield Cell(model=model, method=method, bits=bits, states=states, seed=seed)
+                yield from self._drawn(Cell(model=model, method=method, bits=bits))
+        for label, variant in self.variants.items():
+            method = str(_builtin(variant.recipe)["method"])
+            yield from self._drawn(Cell(model=model, method=method, bits=variant.bits, variant=label))
+
+    def _drawn(self, cell: Cell) -> Iterator[Cell]:
+        if not METHODS[cell.method].needs_calibration:
+            yield cell
+            return
+        for states in self.states:
+            for seed in range(self.seeds[cell.bits]):
+                yield replace(cell, states=states, seed=seed)
 
     def recipe(self, cell: Cell) -> Recipe:
         """The cell's recipe: the built-in one of its method, with the bits of the study. Raises UsageFault."""
-        data = _template(cell)
-        data["name"], data["method"], data["threads"] = f"{cell.method}-{cell.bits}", cell.method, self.threads
-        data["linear"] = data.get("linear", {}) | BITS[cell.bits]
         sets = [*self.sets]
+        if cell.variant:
+            variant = self.variants[cell.variant]
+            data = _builtin(variant.recipe)
+            sets += variant.sets
+        else:
+            data = _template(cell)
+            data["name"], data["method"] = f"{cell.method}-{cell.bits}", cell.method
+            data["linear"] = data.get("linear", {}) | BITS[cell.bits]
+        data["threads"] = self.threads
         if cell.states:
             sets += [f"calibration.states={cell.states}", f"calibration.seed={cell.seed}"]
         return parse_recipe(yaml.safe_dump(data), f"recipe {data['name']!r}", sets)
@@ -145,7 +179,11 @@ def _template(cell: Cell) -> dict[str, Any]:
     alike = [name for name in of_method if name.endswith("a16") == float_activations]
     for name in (f"{cell.method}-{cell.bits}", *alike):
         if name in of_method:
-            text = (BUILTIN_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
-            data: dict[str, Any] = parse_yaml(text, f"recipe {name!r}")
-            return data
+            return _builtin(name)
     return {"schema_version": 1, "head": {"bits": 8}}
+
+
+def _builtin(name: str) -> dict[str, Any]:
+    text = (BUILTIN_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = parse_yaml(text, f"recipe {name!r}")
+    return data

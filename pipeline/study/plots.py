@@ -1,4 +1,4 @@
-"""The study's pictures: bits a masked token by method and bits, hidden-state error by denoising step."""
+"""The study's pictures: bits a masked token by method and bits; hidden states, tokens and masks by denoising step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.pictures import new_figure, write_figure
 from pipeline.study.grid import FULL, short_name
+from pipeline.study.table import method_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +17,20 @@ if TYPE_CHECKING:
 Line = Mapping[str, Any]
 DOTS = 110
 MARKERS = "osD^vP*X<>"
+STEPS = "steps.png"
+
+# Figure by step -> its axis. The errors as arXiv 2606.04945 draws them in figure 3.
+BY_STEP = {
+    "free_mse": "squared error of hidden states, free",
+    "forced_mse": "squared error of hidden states, forced",
+    "free_tokens": "share of equal tokens, free",
+    "forced_tokens": "share of equal tokens, forced",
+}
 
 
 def draw(lines: Sequence[Line], folder: Path) -> list[str]:
     """Write the pictures that the measured figures allow; their names."""
-    figures = {"nll.png": _nll(lines), "trajectory.png": _trajectory(lines)}
+    figures = {"nll.png": _nll(lines), "trajectory.png": _trajectory(lines), STEPS: _by_step(lines)}
     for name, figure in figures.items():
         if figure is None:
             (folder / name).unlink(missing_ok=True)
@@ -87,22 +97,64 @@ def _trajectory(lines: Sequence[Line]) -> Figure | None:
     return _with_legend(figure, panels[0][-1])
 
 
+def _by_step(lines: Sequence[Line]) -> Figure | None:
+    """One row of panels a model and format, one panel a figure, bands of 95 %; then masks left in free runs."""
+    measured = [line for line in lines if "forced" in line.get("measured", {})]
+    if not measured:
+        return None
+    places = list(dict.fromkeys((line["model"], line["bits"]) for line in measured))
+    columns = len(BY_STEP) + 1
+    figure, panels = new_figure(len(places), columns, (3.6 * columns + 1.6, 3.0 * len(places)))
+    series = _series(measured)
+    for row, (model, bits) in zip(panels, places, strict=True):
+        own = [line for line in measured if (line["model"], line["bits"]) == (model, bits)]
+        for panel, name in zip(row, BY_STEP, strict=False):
+            for line in own:
+                _band(panel, _values(line["measured"], name), label=_label(line), **series[_label(line)])
+            if name.endswith("_mse"):
+                panel.set_yscale("log", nonpositive="mask")
+        for line in lines:
+            if line["model"] == model and "masks_left" in line and (line in own or line["method"] == FULL):
+                style = {"color": "0.4", "marker": ""} if line["method"] == FULL else series[_label(line)]
+                left = line["masks_left"]
+                row[-1].plot(range(1, len(left) + 1), left, lw=1, ms=3, label=_label(line), **style)
+        for panel, words in zip(row, (*BY_STEP.values(), "masked positions, free"), strict=True):
+            panel.set_ylabel(words, fontsize=8)
+            panel.set_title(f"{short_name(model)} {bits}", fontsize=9)
+            panel.locator_params(axis="x", integer=True)
+    for panel in panels[-1]:
+        panel.set_xlabel("denoising step")
+    return _with_legend(figure, panels[0][0])
+
+
+def _band(panel: Axes, values: Sequence[Mapping[str, Any]], *, label: str, color: str, marker: str) -> None:
+    at = range(1, len(values) + 1)
+    panel.plot(at, [value["mean"] for value in values], color=color, marker=marker, ms=3, lw=1, label=label)
+    low, high = ([value["interval"][bound] for value in values] for bound in ("low", "high"))
+    panel.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+
+
 def _steps(measured: Mapping[str, Any], way: str) -> list[float]:
-    names = sorted((int(name.removeprefix(f"{way}.")), name) for name in measured if name.startswith(f"{way}."))
-    return [measured[name]["mean"] for _, name in names]
+    return [value["mean"] for value in _values(measured, way)]
+
+
+def _values(measured: Mapping[str, Any], figure: str) -> list[Mapping[str, Any]]:
+    """A figure at every step, in their order."""
+    names = sorted((int(name.removeprefix(f"{figure}.")), name) for name in measured if name.startswith(f"{figure}."))
+    return [measured[name] for _, name in names]
 
 
 def _series(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every method, the same in all pictures of one study."""
     names = dict.fromkeys(_label(line) for line in lines)
     return {
-        name: {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)]}
+        name: {"color": f"C{number % 10}", "marker": MARKERS[(number + number // 10) % len(MARKERS)]}
         for number, name in enumerate(names)
     }
 
 
 def _label(line: Line) -> str:
-    return " ".join(part for part in (line["method"], line["states"]) if part)
+    return " ".join(part for part in (method_of(line), line["states"]) if part)
 
 
 def _unique(lines: Sequence[Line], name: str) -> list[str]:

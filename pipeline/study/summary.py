@@ -27,20 +27,23 @@ Outcome = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the tables; `sums` of every seed by figure, empty where `reason` says why.
+    """One line of the tables; `sums` of every seed by figure, empty where `reason` says why; `variant` as of its cells.
 
-    `diverged` counts free runs by the first step after which they differ from that of full precision, None for never.
+    `diverged` counts free runs by the first step after which they differ from that of full precision, None for never;
+    `masks_left` has how many positions of them are masked before each step, as a mean.
     """
 
     model: str
     method: str
     bits: str
     states: str
+    variant: str = ""
     reason: str = ""
     recipe: Recipe | None = None
     seeds: tuple[int, ...] = ()
     sums: dict[str, tuple[Sums, ...]] = field(default_factory=dict)
     diverged: dict[int | None, int] = field(default_factory=dict)
+    masks_left: tuple[float, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,6 +107,8 @@ def _trajectory(task: Any) -> dict[str, Sums]:
             values=tuple(map(sum, zip(*(each.values for each in steps), strict=True))),
             weights=tuple(map(sum, zip(*(each.weights for each in steps), strict=True))),
         )
+    for way, by_step in task["tokens"].items():
+        found |= {f"{way}_tokens.{number}": Sums.of_json(each) for number, each in enumerate(by_step, start=1)}
     return found
 
 
@@ -126,8 +131,8 @@ def rows(
     recipes: Mapping[Cell, Recipe] | None = None,
 ) -> list[Row]:
     """One row for all seeds of a method, in the order of the grid; full precision comes first for each model."""
-    groups: dict[tuple[str, str, str, str], list[tuple[Cell, Outcome]]] = {}
-    why: dict[tuple[str, str, str, str], str] = {}
+    groups: dict[Cell, list[tuple[Cell, Outcome]]] = {}
+    why: dict[Cell, str] = {}
     full: dict[str, Outcome] = {}
     for cell, outcome in measured:
         groups.setdefault(_key(cell), []).append((cell, outcome))
@@ -135,36 +140,45 @@ def rows(
     for cell, reason in impossible:
         groups.setdefault(_key(cell), [])
         why[_key(cell)] = reason
-    found = [_row(key, members, full.get(key[0]), why.get(key, "")) for key, members in groups.items()]
+    found = [_row(key, members, full.get(key.model), why.get(key, "")) for key, members in groups.items()]
     used = {_key(cell): recipe for cell, recipe in (recipes or {}).items()}
     return [replace(row, recipe=used.get(key)) for key, row in zip(groups, found, strict=True)]
 
 
-def _key(cell: Cell) -> tuple[str, str, str, str]:
-    return cell.model, cell.method, cell.bits, cell.states
+def _key(cell: Cell) -> Cell:
+    """The same for all seeds."""
+    return replace(cell, seed=0)
 
 
-def _row(
-    key: tuple[str, str, str, str], members: Sequence[tuple[Cell, Outcome]], full: Outcome | None, reason: str
-) -> Row:
+def _row(key: Cell, members: Sequence[tuple[Cell, Outcome]], full: Outcome | None, reason: str) -> Row:
     failed = [f"seed {cell.seed}: {outcome['failed']}" for cell, outcome in members if "failed" in outcome]
-    model, method, bits, states = key
+    named = Row(model=key.model, method=key.method, bits=key.bits, states=key.states, variant=key.variant)
     if reason or failed or full is None:
-        return Row(model=model, method=method, bits=bits, states=states, reason=reason or "; ".join(failed))
+        return replace(named, reason=reason or "; ".join(failed))
     found = [figures(outcome, full) for _, outcome in members]
     shared = [name for name in found[0] if all(name in each for each in found)]  # free runs may end at other steps
     first = members[0][1]
     parted = [_parted(outcome, full) for _, outcome in members if "same_steps" in shared]
-    return Row(
-        model=model,
-        method=method,
-        bits=bits,
-        states=states,
+    return replace(
+        named,
         seeds=tuple(cell.seed for cell, _ in members),
         sums={name: tuple(each[name] for each in found) for name in shared},
         diverged=Counter(step for each in parted for step in each.first_divergence),
+        masks_left=_masks_left(
+            [outcome["tasks"]["match"]["run"] for _, outcome in members if "match" in outcome["tasks"]]
+        ),
         facts={name: first[name] for name in ("linears", "size_bytes", "runs_in") if name in first},
     )
+
+
+def _masks_left(runs: Sequence[Any]) -> tuple[float, ...]:
+    written = Counter(step for run in runs for row in run["steps"] for step in row)
+    rows, left = sum(len(run["steps"]) for run in runs), sum(written.values())
+    found = []
+    for step in range(1, max(written, default=0) + 1):
+        found.append(left / rows)
+        left -= written[step]
+    return tuple(found)
 
 
 def beats(first: Row, second: Row) -> Interval:
@@ -188,14 +202,21 @@ def as_table(all_rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as JSON: means with their intervals, what each seed gave, and paired intervals against full precision.
 
     Of full precision `against_full` is absent; what exists only beside it (KL, agreement) has an `interval` of its own.
+    Where there are variants, rows have also what they are `against_first`, the first variant of their model.
     """
     full = {row.model: row for row in all_rows if row.method == FULL}
+    first: dict[str, Row] = {}
+    for row in all_rows:
+        if row.variant:
+            first.setdefault(row.model, row)
     rank = ranks(all_rows)
-    return [_line(row, full[row.model], rank.get(number)) for number, row in enumerate(all_rows)]
+    return [_line(row, full[row.model], first.get(row.model), rank.get(number)) for number, row in enumerate(all_rows)]
 
 
-def _line(row: Row, full: Row, rank: int | None) -> dict[str, Any]:
+def _line(row: Row, full: Row, first: Row | None, rank: int | None) -> dict[str, Any]:
     line: dict[str, Any] = {name: getattr(row, name) for name in ("model", "method", "bits", "states")}
+    if row.variant:
+        line["variant"] = row.variant
     if row.recipe is not None:
         line["recipe"] = settings(row.recipe)
     if row.reason:
@@ -210,15 +231,25 @@ def _line(row: Row, full: Row, rank: int | None) -> dict[str, Any]:
             measured[name]["interval"] = {"low": found.low, "high": found.high}
         elif row is not full:
             measured[name]["against_full"] = asdict(paired(full.sums[name], sums))
+        if first is not None and row is not full and row is not first and _alike(first.sums.get(name), sums):
+            measured[name]["against_first"] = asdict(paired(first.sums[name], sums))
     if "match" in measured and row is not full:
         interval = Interval(**measured["match"]["against_full"])
         measured["match"]["not_inferior"] = non_inferior(interval, MARGIN, higher_is_better=True)
+    if row.masks_left:
+        line["masks_left"] = list(row.masks_left)
     line |= row.facts | {"seeds": len(row.seeds), "rank": rank, "measured": measured}
     if row.diverged:
         steps = sorted(step for step in row.diverged if step is not None)
         by_step = {str(step): row.diverged[step] for step in steps}
         line["first_divergence"] = by_step | {"never": row.diverged.get(None, 0)}
     return line
+
+
+def _alike(first: tuple[Sums, ...] | None, second: tuple[Sums, ...]) -> bool:
+    """Whether both have it of the same samples; free runs may end at other steps."""
+    weighs = [{tuple(weight > 0 for weight in each.weights) for each in sums} for sums in (first or (), second)]
+    return weighs[0] == weighs[1] and len(weighs[0]) == 1
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

@@ -29,10 +29,12 @@ def _small(value: Mapping[str, Any]) -> str:
 
 def _change(value: Mapping[str, Any], unit: float, form: str) -> str:
     against = value.get("against_full")
-    if against is None:
-        return ""
+    return "" if against is None else f" ({_difference(against, unit, form)})"
+
+
+def _difference(against: Mapping[str, Any], unit: float, form: str) -> str:
     difference, low, high = (format(unit * against[name], f"+{form}") for name in ("difference", "low", "high"))
-    return f" ({difference} [{low}, {high}])"
+    return f"{difference} [{low}, {high}]"
 
 
 def _interval(value: Mapping[str, Any], unit: float, form: str) -> str:
@@ -58,6 +60,14 @@ COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "choice %": ("choice", _percent),
     "hidden error, forced": ("forced", _share),
     "hidden error, free": ("free", _share),
+}
+
+# The same of differences from the first variant, where there are variants.
+AGAINST_FIRST: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "bits a masked token": ("nll", lambda value: _difference(value["against_first"], 1, ".4f")),
+    "exact match, points": ("match", lambda value: _difference(value["against_first"], 100, ".1f")),
+    "hidden error, forced, %": ("forced", lambda value: _difference(value["against_first"], 100, ".2f")),
+    "hidden error, free, %": ("free", lambda value: _difference(value["against_first"], 100, ".2f")),
 }
 
 LEGEND = """\
@@ -88,8 +98,9 @@ def markdown(study: Mapping[str, Any], plots: Sequence[str]) -> str:
     models = list(dict.fromkeys(line["model"] for line in study["rows"]))
     for model in models:
         own = [line for line in study["rows"] if line["model"] == model]
-        lines += [f"## {model}", "", *_main(own), "", *_kinds(own)]
-    lines += ["## Findings", "", VERDICTS, *_findings(study["findings"]), ""]
+        lines += [f"## {model}", "", *_main(own), "", *_against_first(own), *_kinds(own)]
+    if any(each["of"] for each in study["findings"]):
+        lines += ["## Findings", "", VERDICTS, *_findings(study["findings"]), ""]
     absent = [line for line in study["rows"] if "reason" in line]
     if absent:
         lines += ["## Not possible", "", *(f"- {_named(line)}: {_one_line(line['reason'])}" for line in absent), ""]
@@ -107,8 +118,26 @@ def _main(lines: Sequence[Line]) -> list[str]:
         found = line["measured"]
         cells = [form(found[name]) if name in found else "" for name, form in columns.values()]
         rank = "" if line["rank"] is None else str(line["rank"])
-        table.append([line["bits"], line["method"], line["states"], str(line["seeds"]), rank, *cells])
+        table.append([line["bits"], method_of(line), line["states"], str(line["seeds"]), rank, *cells])
     return _grid(table)
+
+
+def _against_first(lines: Sequence[Line]) -> list[str]:
+    """Changes against the first variant, which is not among the rows."""
+    name = next((line["variant"] for line in lines if "variant" in line), None)
+    compared = [line for line in lines if any("against_first" in value for value in line.get("measured", {}).values())]
+    if not compared:
+        return []
+
+    def has(line: Line, figure: str) -> bool:
+        return "against_first" in line["measured"].get(figure, {})
+
+    columns = {head: at for head, at in AGAINST_FIRST.items() if any(has(line, at[0]) for line in compared)}
+    table = [["bits", "method", "states", *columns]]
+    for line in compared:
+        cells = [form(line["measured"][figure]) if has(line, figure) else "" for figure, form in columns.values()]
+        table.append([line["bits"], method_of(line), line["states"], *cells])
+    return [f"Against {name}, paired:", "", *_grid(table), ""]
 
 
 def _kinds(lines: Sequence[Line]) -> list[str]:
@@ -121,7 +150,7 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
     for line in measured:
         found = line["measured"]
         cells = [f"{100 * found[name]['mean']:.1f}" for name in names]
-        table.append([line["bits"], line["method"], line["states"], *cells])
+        table.append([line["bits"], method_of(line), line["states"], *cells])
     return ["Exact match by kind of problem, in per cent:", "", *_grid(table), ""]
 
 
@@ -144,4 +173,9 @@ def _one_line(text: str) -> str:
 
 
 def _named(line: Line) -> str:
-    return " ".join(part for part in (line["model"], line["method"], line["bits"], line["states"]) if part)
+    return " ".join(part for part in (line["model"], method_of(line), line["bits"], line["states"]) if part)
+
+
+def method_of(line: Line) -> str:
+    """`star, no TAC`: the method, and which variant of it."""
+    return f"{line['method']}, {line['variant']}" if "variant" in line else str(line["method"])

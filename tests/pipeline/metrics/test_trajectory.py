@@ -33,6 +33,14 @@ def hidden(model, canvas):
         return model.norm(x)[0].double()
 
 
+def likeliest(model, canvas):
+    """Of every row, the mask and what is no id left out."""
+    with torch.no_grad():
+        logits = model.head(hidden(model, canvas).float())
+    logits[:, MASK], logits[:, model.config.vocab_size :] = -torch.inf, -torch.inf
+    return logits.argmax(-1).tolist()
+
+
 def plain(pairs):
     """values and weights [step][sample] of (sample, step, reference, candidate)."""
     last = max(step for _, step, _, _ in pairs) + 1
@@ -73,6 +81,39 @@ def test_against_a_replay(shifted):
     assert found.free.total.mean > found.forced.total.mean > 0.0
 
 
+@pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
+def test_tokens_against_a_replay(shifted):
+    model, reference, other, candidate, settings = probes(shifted=shifted)
+    exact, own = canvases(reference, settings), canvases(candidate, settings)
+    found = trajectory(reference, candidate, settings, PROMPTS, OPTIONS, batch_size=3).tokens
+    for step in range(max(map(len, exact))):
+        agreed, masked = [0] * len(PROMPTS), [0] * len(PROMPTS)
+        for n, states in enumerate(exact):
+            if step >= len(states):
+                continue
+            a, b = (likeliest(each, states[step]) for each in (model, other))
+            places = [place - shifted for place, token in enumerate(states[step]) if token == MASK]
+            agreed[n], masked[n] = sum(a[place] == b[place] for place in places), len(places)
+        assert (found.forced[step].values, found.forced[step].weights) == (tuple(agreed), tuple(masked))
+    assert len(found.forced) == max(map(len, exact))
+    for step in range(len(found.free)):
+        both = [step < min(len(a), len(b)) for a, b in zip(exact, own, strict=True)]
+        same = [
+            sum(x == y for x, y in zip(a[step], b[step], strict=True)) - len(prompt) if taken else 0
+            for taken, a, b, prompt in zip(both, exact, own, PROMPTS, strict=True)
+        ]
+        assert found.free[step].values == tuple(same)
+        assert found.free[step].weights == tuple(OPTIONS.gen_length * taken for taken in both)
+    assert found.free[0].mean == 1.0 > found.free[-1].mean
+
+
+def test_a_mask_in_a_prompt_is_not_to_be_generated():
+    _, reference, _, _, settings = probes(shifted=False)
+    prompts = [[MASK, *prompt] for prompt in PROMPTS[:2]]
+    found = trajectory(reference, reference, settings, prompts, OPTIONS).tokens
+    assert found.forced[0].weights == (OPTIONS.gen_length,) * 2
+
+
 def test_equal_models_do_not_move():
     _, reference, _, _, settings = probes(shifted=False)
     found = trajectory(reference, reference, settings, PROMPTS, OPTIONS)
@@ -81,6 +122,7 @@ def test_equal_models_do_not_move():
         assert all(sums.mean == 0.0 for sums in steps.by_step)
         assert all(sums.mean > 0.0 for sums in steps.power)
     assert found.free == found.forced
+    assert all(sums.mean == 1.0 for sums in (*found.tokens.free, *found.tokens.forced))
 
 
 def test_rows_of_a_record_are_chosen():

@@ -24,6 +24,7 @@ def outcome(*, nll: float = 0.5, right: float = 1.0, error: float = 0.1, seed: i
         "by_step": [sums([error * step] * 4, [8.0] * 4) for step in range(1, STEPS + 1)],
         "power": [sums([2.0] * 4) for _ in range(STEPS)],
     }
+    by_step = [sums([2.0] * 4, [4.0] * 4) for _ in range(STEPS)]
     ids = [[n % 7, 1 if hit else 2, EOS, EOS] for n, hit in enumerate(hits)]
     return {
         "seconds": {"nll": 1.0},
@@ -41,7 +42,7 @@ def outcome(*, nll: float = 0.5, right: float = 1.0, error: float = 0.1, seed: i
                 "eos_id": EOS,
             },
             "choice": {"right": sums(hits), "margin": sums([1.5] * SAMPLES), "kinds": {"add": sums(hits)}},
-            "trajectory": {"free": steps, "forced": deepcopy(steps)},
+            "trajectory": {"free": steps, "forced": deepcopy(steps), "tokens": {"free": by_step, "forced": by_step}},
         },
     }
 
@@ -54,6 +55,14 @@ def full(model: str = "m") -> tuple[Cell, dict[str, Any]]:
 
 
 def measured(
-    method: str, bits: str = "w4a4", *, model: str = "m", states: str = "noised", seed: int = 0, **figures: float
+    method: str,
+    bits: str = "w4a4",
+    *,
+    model: str = "m",
+    states: str = "noised",
+    seed: int = 0,
+    variant: str = "",
+    **figures: float,
 ) -> tuple[Cell, dict[str, Any]]:
-    return Cell(model=model, method=method, bits=bits, states=states, seed=seed), outcome(seed=seed, **figures)
+    cell = Cell(model=model, method=method, bits=bits, states=states, seed=seed, variant=variant)
+    return cell, outcome(seed=seed, **figures)

@@ -37,6 +37,11 @@ def test_rotation_is_compared_with_smoothquant(quarot: float, duquant: float, ve
     assert found == {ROTATION: verdict, FAILS: "agrees", DUQUANT: "disagrees"}
 
 
+def test_a_variant_says_nothing_of_a_method() -> None:
+    cells = [full(), measured("smoothquant", nll=0.6, right=0.025), measured("quarot", nll=2.0, variant="half")]
+    assert verdicts(*rows(cells, [])) == {FAILS: "agrees"}
+
+
 def test_equal_methods_are_not_better_but_not_worse() -> None:
     """Their draws differ, so the interval holds 0 within."""
     cells = [

@@ -8,7 +8,7 @@ from passes.methods import METHODS
 from pipeline.errors import UsageFault
 from pipeline.quantize import check_format
 from pipeline.recipe_file import BUILTIN_FORMATS, load_recipe
-from pipeline.study.grid import BITS, DECIDED, FULL, QUANTISING, Cell, Grid, known, parse_seeds, short_name
+from pipeline.study.grid import BITS, DECIDED, FULL, QUANTISING, Cell, Grid, Variant, known, parse_seeds, short_name
 
 CELL = Cell(model="m", method="rtn", bits="w4a4")
 BUILTIN = [(method, bits) for method, formats in BUILTIN_FORMATS.items() for bits in formats]
@@ -51,7 +51,7 @@ def test_a_built_in_recipe_is_the_cell_s(method: str, bits: str) -> None:
 @pytest.mark.parametrize("method", QUANTISING)
 @pytest.mark.parametrize("bits", BITS)
 def test_every_cell_has_the_bits_of_the_study_or_says_why_not(method: str, bits: str) -> None:
-    states = "noised" if method == "freeact" else "clean"
+    states = "noised" if method in ("freeact", "star") else "clean"
     recipe = grid(threads=3).recipe(Cell(model="m", method=method, bits=bits, states=states, seed=7))
     assert {name: getattr(recipe.linear, name) for name in BITS[bits]} == BITS[bits]
     assert (recipe.method, recipe.threads, recipe.head.bits) == (method, 3, 8)
@@ -71,6 +71,38 @@ def test_a_format_without_a_recipe_takes_its_method_s_other_settings() -> None:
     assert recipe.linear.a_group == 128
 
 
+VARIANTS = {
+    "whole": Variant(recipe="flatquant-w4a4"),
+    "hasty": Variant(recipe="flatquant-w4a4", sets=("flatquant.epochs=1", "attention.v_bits=4")),
+    "plain": Variant(recipe="rtn-w8a8"),
+}
+
+
+def test_variants_are_cells_of_their_recipe_s_method_and_bits() -> None:
+    whole = Grid(variants=VARIANTS, seeds={"w4a4": 2}, sets=("calibration.samples=5",), threads=2)
+    whole.check()
+    cells = list(whole.cells("m"))
+    assert [(cell.method, cell.bits, cell.seed, cell.variant) for cell in cells] == [
+        (FULL, "float32", 0, ""),
+        ("flatquant", "w4a4", 0, "whole"),
+        ("flatquant", "w4a4", 1, "whole"),
+        ("flatquant", "w4a4", 0, "hasty"),
+        ("flatquant", "w4a4", 1, "hasty"),
+        ("rtn", "w8a8", 0, "plain"),
+    ]
+    sets = ["threads=2", "calibration.samples=5", "calibration.states=noised", "calibration.seed=1"]
+    hasty = load_recipe("flatquant-w4a4", [*sets, "flatquant.epochs=1", "attention.v_bits=4"])
+    assert whole.recipe(cells[4]) == hasty
+    assert whole.recipe(cells[2]) == load_recipe("flatquant-w4a4", sets)
+    assert cells[4].label == "m flatquant w4a4 noised seed 1 hasty"
+
+
+def test_variants_stand_behind_the_methods() -> None:
+    cells = list(grid(methods=("rtn",), bits=("w4a4",), variants=VARIANTS, seeds={"w4a4": 1}).cells("m"))
+    assert [cell.variant for cell in cells] == ["", "", "whole", "hasty", "plain"]
+    assert len(set(cells)) == len(cells)
+
+
 def test_settings_reach_every_recipe() -> None:
     recipe = grid(sets=("calibration.samples=5", "attention.v_bits=8")).recipe(CELL)
     assert (recipe.calibration.samples, recipe.attention.v_bits) == (5, 8)
@@ -86,6 +118,10 @@ def test_settings_reach_every_recipe() -> None:
         ({"bits": ("w4a5",)}, "unknown format 'w4a5'"),
         ({"states": ("noisy",)}, "did you mean noised"),
         ({"sets": ("gptq.dampening=1",)}, "gptq.damping"),
+        ({"variants": {"a": Variant(recipe="flatqant-w4a4")}}, "did you mean flatquant-w4a4"),
+        ({"variants": {"a": Variant(recipe="fp16")}}, "unknown format 'fp16'"),
+        ({"variants": {"a": Variant(recipe="rtn-w4a4", sets=("threads=2",))}}, "pass --threads instead"),
+        ({"variants": VARIANTS, "methods": ()}, "--methods is empty"),
         *[({"sets": (f"{key}=1",)}, f"pass {option} instead") for key, option in DECIDED.items()],
     ],
 )

@@ -22,13 +22,14 @@ from pipeline.fingerprint import model_digest
 from pipeline.folder import LOCK, MODEL, MODEL_DATA, read_job
 from pipeline.models.checkpoint import open_checkpoint
 from pipeline.models.config import ModelConfig
+from pipeline.progress import Progress
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import parse_recipe
 from pipeline.study import measure as measuring
 from pipeline.study import run, subject
 from pipeline.study.engines import ENGINES
-from pipeline.study.grid import Grid
+from pipeline.study.grid import Grid, Variant
 from pipeline.study.subject import Sizes
 from pipeline.study.tasks import TASKS
 
@@ -160,6 +161,24 @@ def test_a_format_that_cannot_be_exported_runs_in_torch(source: Path, tmp_path: 
     assert (full["runs_in"], rtn["runs_in"]) == ("torch", "torch")
     assert rtn["recipe"]["attention"]["v_bits"] == 8
     assert rtn["measured"]["same_tokens"]["count"] == 6
+
+
+def test_variants_are_measured_each_with_its_own_settings(source: Path, tmp_path: Path) -> None:
+    variants = {
+        "whole": Variant(recipe="rtn-w4a4"),
+        "wide": Variant(recipe="rtn-w4a4", sets=("head.bits=16", "attention.v_bits=4")),
+    }
+    request = run.Request(
+        models=(str(source),), grid=Grid(variants=variants, seeds={}), tasks=("nll",), sizes=Sizes(tokens=60)
+    )
+    content = run.study(request, tmp_path / "out", report=Progress())
+    full, whole, wide = content["rows"]
+    assert (whole["variant"], wide["variant"]) == ("whole", "wide")
+    assert (wide["recipe"]["head"]["bits"], wide["recipe"]["attention"]["v_bits"]) == (16, 4)
+    means = [row["measured"]["nll"]["mean"] for row in (full, whole, wide)]
+    assert len(set(means)) == 3
+    assert wide["measured"]["nll"]["against_first"]["difference"] == pytest.approx(means[2] - means[1])
+    assert len(list((tmp_path / "out/cells").iterdir())) == 3
 
 
 def test_a_study_says_what_it_was_made_with(whole: Path, source: Path) -> None:

@@ -19,6 +19,7 @@ def test_figures_of_a_cell_are_those_of_its_tasks() -> None:
     assert found["forced"].mean == pytest.approx(0.2)
     assert found["forced_mse.3"].mean == pytest.approx(0.6 / 8)
     assert found["free_mse"].mean == pytest.approx(0.4 / 8)
+    assert found["free_tokens.1"].mean == found["forced_tokens.3"].mean == 0.5
     assert found["nll.2"].mean == found["nll"].mean
     assert "same_answers" not in figures(reference, reference)
 
@@ -57,6 +58,15 @@ def test_first_divergences_are_counted_over_all_seeds() -> None:
     assert "first_divergence" not in reference
 
 
+def test_masks_left_are_a_mean_over_runs_and_seeds() -> None:
+    """Two positions of four are written at step 1; a run of the second seed writes all at step 3."""
+    cells = [full(), *(measured("gptq", seed=seed) for seed in range(2))]
+    cells[2][1]["tasks"]["match"]["run"]["steps"] = [[3] * 4] * SAMPLES
+    reference, row = as_table(rows(cells, []))
+    assert reference["masks_left"] == [4.0, 2.0]
+    assert row["masks_left"] == [4.0, 3.0, 2.0]
+
+
 def test_ranks_know_that_seeds_differ() -> None:
     """Each seed of one is better than one and worse than another of the other; of samples alone all are apart."""
     cells = [full()]
@@ -70,7 +80,7 @@ def test_a_row_tells_its_recipe() -> None:
     cell, outcome_ = measured("gptq", "w4a16")
     line = as_table(rows([full(), (cell, outcome_)], [], {cell: grid.recipe(cell)}))[1]["recipe"]
     assert line["method"] == "gptq"
-    assert line["gptq"] == {"damping": 0.02, "block": 128, "act_order": False}
+    assert line["gptq"] == {"damping": 0.02, "block": 128, "act_order": True}
     assert line["linear"]["w_group"] == 128
     assert (line["calibration"]["samples"], line["calibration"]["source"]) == (128, "builtin")
     assert "seed" not in line["calibration"]
@@ -84,6 +94,47 @@ def test_free_runs_that_end_at_other_steps_are_joined_where_all_are() -> None:
     row = rows([full(), measured("gptq"), short], [])[1]
     assert f"free.{STEPS}" not in row.sums
     assert f"forced.{STEPS}" in row.sums
+
+
+def test_variants_have_rows_of_their_own_and_are_compared_with_the_first() -> None:
+    cells = [full(), measured("quarot", nll=0.4)]
+    for variant, shift in (("whole", 0.0), ("no TAC", 0.1)):
+        cells += [measured("star", seed=seed, nll=0.2 + shift, variant=variant) for seed in range(2)]
+    cells += [full("other"), measured("quarot", model="other")]
+    found = rows(cells, [])
+    assert [(row.method, row.variant, row.seeds) for row in found[2:4]] == [
+        ("star", "whole", (0, 1)),
+        ("star", "no TAC", (0, 1)),
+    ]
+    table = as_table(found)
+    assert [line.get("variant") for line in table] == [None, None, "whole", "no TAC", None, None]
+    whole, bare = table[2]["measured"], table[3]["measured"]
+    assert not any("against_first" in value for at in (0, 2, 4, 5) for value in table[at]["measured"].values())
+    assert bare["nll"]["against_first"] == vars(paired(found[2].sums["nll"], found[3].sums["nll"]))
+    assert bare["nll"]["against_first"]["difference"] == pytest.approx(0.1, abs=1e-6)
+    assert {"nll", "kl", "match", "same_tokens", "forced", "forced_mse.3", "free_tokens.1"} <= {
+        name for name, value in bare.items() if "against_first" in value
+    }
+    assert table[1]["measured"]["nll"]["against_first"]["low"] > 0  # a method beside the variants
+    assert whole["nll"]["mean"] < bare["nll"]["mean"]
+
+
+def test_steps_that_only_one_run_took_are_not_compared() -> None:
+    short = measured("star", variant="short")
+    free = short[1]["tasks"]["trajectory"]["free"]
+    free["power"][-1]["values"][0] = free["by_step"][-1]["weights"][0] = 0.0
+    cells = [full(), measured("star", variant="whole"), short]
+    found = as_table(rows(cells, []))[2]["measured"]
+    assert not any("against_first" in found[f"{name}.{STEPS}"] for name in ("free", "free_mse"))
+    assert "against_first" in found[f"forced.{STEPS}"]
+
+
+def test_a_first_variant_that_failed_leaves_nothing_to_compare_with() -> None:
+    failed = Cell(model="m", method="star", bits="w4a4", states="noised", variant="whole")
+    cells = [full(), (failed, {"tasks": {}, "failed": "singular"}), measured("star", variant="no TAC")]
+    table = as_table(rows(cells, []))
+    assert (table[1]["variant"], table[1]["reason"]) == ("whole", "seed 0: singular")
+    assert not any("against_first" in value for value in table[2]["measured"].values())
 
 
 def test_ranks_are_equal_where_methods_cannot_be_told_apart() -> None:

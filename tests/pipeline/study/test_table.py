@@ -11,9 +11,10 @@ from pipeline.study.findings import findings
 from pipeline.study.grid import Cell
 from pipeline.study.subject import Sizes
 from pipeline.study.summary import as_table, rows
-from pipeline.study.table import COLUMNS, markdown
+from pipeline.study.table import AGAINST_FIRST, COLUMNS, markdown
 from tests.pipeline.study.outcomes import full, measured
 
+PICTURES = ["nll.png", "trajectory.png", "steps.png"]
 CELLS = [
     full("builtin:a"),
     measured("gptq", nll=0.2, right=0.95, model="builtin:a"),
@@ -60,6 +61,34 @@ def test_every_row_stands_in_the_table() -> None:
     assert text == markdown(page(), ["nll.png"])
 
 
+def test_variants_stand_beside_their_method_and_against_the_first() -> None:
+    cells = [full(), measured("quarot", nll=0.4)]
+    cells += [measured("star", nll=nll, variant=name) for name, nll in (("whole", 0.2), ("no | TAC", 0.3))]
+    impossible = [(Cell(model="m", method="star", bits="w8a8", states="noised", variant="other"), "why")]
+    text = markdown(page(cells, impossible), [])
+    lines = table_rows(text)
+    assert [line[1] for line in lines[2:6]] == ["full", "quarot", "star, whole", "star, no \\| TAC"]
+    own = text.partition("Against whole, paired:")[2]
+    head, _, quarot, bare = table_rows(own)[:4]
+    assert head == ["bits", "method", "states", *AGAINST_FIRST]
+    found = dict(zip(head, bare, strict=True))
+    assert (quarot[1], found["method"]) == ("quarot", "star, no \\| TAC")
+    assert found["bits a masked token"] == "+0.1000 [+0.1000, +0.1000]"
+    assert found["exact match, points"] == "+0.0 [+0.0, +0.0]"
+    assert "- m star, other w8a8 noised: why" in text
+    assert "Against" not in markdown(page(), [])
+
+
+def test_variants_are_drawn_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cells = [full(), *(measured("star", variant=f"number {n}") for n in range(12))]
+    lines = as_table(rows(cells, []))
+    series = plots._series(lines)
+    assert "star, number 3 noised" in series
+    assert len({tuple(style.values()) for style in series.values()}) == 13
+    assert plots.draw(lines, tmp_path) == PICTURES
+
+
 def test_seeds_are_shown_from_the_least_to_the_most() -> None:
     cells = [full(), *(measured("gptq", seed=seed, nll=nll, right=0.5) for seed, nll in enumerate((0.3, 0.2, 0.4)))]
     found = dict(zip(*(table_rows(markdown(page(cells, []), []))[at] for at in (0, 3)), strict=True))
@@ -101,8 +130,8 @@ def test_pictures_are_the_same_for_the_same_figures(tmp_path: Path) -> None:
     lines = as_table(rows(CELLS, IMPOSSIBLE))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        assert plots.draw(lines, tmp_path / name) == ["nll.png", "trajectory.png"]
-    for name in ("nll.png", "trajectory.png"):
+        assert plots.draw(lines, tmp_path / name) == PICTURES
+    for name in PICTURES:
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert first.startswith(b"\x89PNG")
         assert first == second

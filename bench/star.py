@@ -1,0 +1,85 @@
+"""What each part of STaR-Quant is worth, on both reference models. `python -m bench.star -o DIR [--parts ablation ...]`
+
+Goes on in DIR where it was stopped. Writes every part to `results/star.json` and `star.md`, errors of hidden states by
+denoising step to `star.png`. Rows are compared with full precision and, paired, with the first variant of their part.
+"""
+
+from bench.parts import Part, measure_parts
+from bench.record import RESULTS
+from pipeline.folder import write_bytes
+from pipeline.study.grid import Variant
+from pipeline.study.plots import STEPS
+from pipeline.study.subject import Sizes
+
+PAPER, PLUS = "star-w4a4", "star-plus-w4a4"
+ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scale=unit")  # 15 steps on [0, 1]
+BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
+
+# What is taken away or changed. Blocks of 16 channels and 1/32 of the coordinates a state are the whole method's.
+WITHOUT = {
+    "no TAC": ("tac.form=none",),
+    "no SGAT": ("star.transform=hadamard", "star.gate=false"),
+}
+BLOCKS = {f"TAC blocks of {size}": (f"tac.block={size}",) for size in (4, 8, 32, 64)}
+SHARES = {f"1/{share} a state": (f"star.share={share}",) for share in (16, 64, 128)}
+CHANGED = {
+    "Hadamard, gated": ("star.transform=hadamard",),
+    "gates off": ("star.gate=false",),
+    "moments first": ("star.init=moments",),
+    "TAC paired": ("tac.form=paired",),
+}
+STEPS_BACK = {
+    "random first": ("star.init=random",),
+    "TAC by covariance": ("tac.form=covariance",),
+    "weights by GPTQ": ("star.weights=gptq",),
+    "weights to nearest": ("star.weights=rtn",),
+    "no balance": ("star.balance=false",),
+    "no clips": ("star.clip_rate=0",),
+    "gates off": ("star.gate=false",),
+}
+
+
+def variants(recipe: str, changes: dict[str, tuple[str, ...]], *always: str) -> dict[str, Variant]:
+    """The whole recipe first, then with each change; `always` is set in all."""
+    return {label: Variant(recipe=recipe, sets=(*always, *sets)) for label, sets in {"whole": (), **changes}.items()}
+
+
+PARTS = {
+    "ablation": Part(
+        why="STaR-Quant without each of its parts, W4A4",
+        variants=variants(PAPER, WITHOUT | CHANGED | BLOCKS | SHARES),
+        tasks=("nll", "agreement"),
+    ),
+    "attention": Part(
+        why="The same with values and probabilities of attention at 4 bits",
+        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, *ATTENTION),
+        tasks=("nll", "agreement"),
+    ),
+    "plus": Part(
+        why="STaR-Quant plus, its single steps back, and the other methods, W4A4",
+        bits=("w4a4",),
+        methods=BEFORE,
+        variants=variants(PLUS, WITHOUT | STEPS_BACK) | {"as published": Variant(recipe=PAPER)},
+        tasks=("nll", "agreement", "match"),
+    ),
+    "exact": Part(
+        why="W8A8, which should lose nothing, on 2,000 problems",
+        variants={"W8A8": Variant(recipe="star-w8a8")},
+        tasks=("match",),
+        sizes=Sizes(problems=2000),
+    ),
+    "trajectory": Part(
+        why="Hidden states, tokens and masks by denoising step, W4A4",
+        bits=("w4a4",),
+        methods=("quarot",),
+        variants=variants(PAPER, {"no TAC": WITHOUT["no TAC"]}) | {"plus": Variant(recipe=PLUS)},
+        tasks=("match", "trajectory"),
+        steps=True,
+    ),
+}
+
+
+if __name__ == "__main__":
+    picture = measure_parts("star", PARTS, __doc__) / "trajectory" / STEPS
+    if picture.is_file():
+        write_bytes(RESULTS / "star.png", picture.read_bytes())
