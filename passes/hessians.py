@@ -34,8 +34,8 @@ def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | N
     total = torch.zeros(inner, inner)
     # Workers hand over rows and not their products, of which there shall be one, whatever their number.
     for part_rows in samples.map(rows):
-        _add_products(total, part_rows)
-    _mirror(total)
+        add_products(total, part_rows)
+    mirror(total)
     if not bool((total.diagonal() > 0).any()):
         raise CalibrationError(f"inputs of {site} are too small: their squares, as they weigh, are zero in float32")
     if not bool(total.diagonal().isfinite().all()):
@@ -43,14 +43,16 @@ def hessian(graph: GraphModule, linear: Node, samples: Samples, weigh: Weigh | N
     return total
 
 
-def _add_products(total: Tensor, rows: Tensor) -> None:
+def add_products(total: Tensor, rows: Tensor) -> None:
+    """Add sum of x^T x of rows [M, K] to `total` [K, K], the diagonal and what is above."""
     # From the diagonal on: at the width of a down projection these products take longer than all the rest.
     for start in range(0, len(total), STRIP):
         strip = slice(start, start + STRIP)
         total[strip, start:].addmm_(rows[:, strip].T, rows[:, start:])
 
 
-def _mirror(total: Tensor) -> None:
+def mirror(total: Tensor) -> None:
+    """Fill what is below the diagonal of `total` [K, K]."""
     for start in range(0, len(total), STRIP):
         strip, rest = slice(start, start + STRIP), slice(start + STRIP, None)
         total[rest, strip] = total[strip, rest].T
@@ -64,8 +66,12 @@ def _rows_that_count(x: Tensor, batch: Batch, site: str, weigh: Weigh | None) ->
 
 def input_graph(graph: GraphModule, linear: Node) -> GraphModule:
     """What computes the input of `linear` from the inputs of the graph, and nothing else; weights are shared."""
-    source = node_of(linear.args[0])
-    needed, found = {source}, [source]
+    return values_graph(graph, node_of(linear.args[0]))
+
+
+def values_graph(graph: GraphModule, *values: Node) -> GraphModule:
+    """The same for any `values`; several come as a tuple."""
+    needed, found = set(values), list(values)
     while found:
         new = [node for node in found.pop().all_input_nodes if node not in needed]
         needed.update(new)
@@ -74,5 +80,5 @@ def input_graph(graph: GraphModule, linear: Node) -> GraphModule:
     for node in graph.graph.nodes:
         if node in needed or node.op == "placeholder":
             copies[node] = made.node_copy(node, copies.__getitem__)
-    made.output(copies[source])
+    made.output(copies[values[0]] if len(values) == 1 else tuple(copies[value] for value in values))
     return GraphModule(graph, made)

@@ -7,13 +7,13 @@ from passes.fit import Fit
 from passes.hessians import Weigh
 from passes.methods.method import INTEGER, WEIGHT_ONLY, Method
 from passes.quant_spec import QuantPlan, QuantSpec
-from passes.quantize_in_sequence import QuantizeInSequence
+from passes.quantize_in_sequence import HessianSolver, QuantizeInSequence
 from passes.solvers.gptq import gptq
 from passes.solvers.grid import Grid
 
 
-def solve_by_gptq(plan: QuantPlan, fit: Fit, *, clip: bool = False, weigh: Weigh | None = None) -> list[Pass]:
-    """Every linear of the plan by GPTQ with its options; `clip` searches the clip ratio of each scale."""
+def gptq_solver(plan: QuantPlan, *, clip: bool = False) -> HessianSolver:
+    """GPTQ with the plan's options; `clip` searches the clip ratio of each scale."""
     options = plan.options.gptq
 
     def solve(weight: Tensor, hessian: Tensor, spec: QuantSpec) -> Grid:
@@ -29,7 +29,12 @@ def solve_by_gptq(plan: QuantPlan, fit: Fit, *, clip: bool = False, weigh: Weigh
             clip=clip,
         )
 
-    return [QuantizeInSequence(plan, fit.samples, solve, weigh)]
+    return solve
+
+
+def solve_by_gptq(plan: QuantPlan, fit: Fit, *, clip: bool = False, weigh: Weigh | None = None) -> list[Pass]:
+    """Every linear of the plan by `gptq_solver`."""
+    return [QuantizeInSequence(plan, fit.samples, gptq_solver(plan, clip=clip), weigh)]
 
 
 METHOD = Method(
