@@ -1,14 +1,16 @@
 """What SGAT learns for the linears of one block: an orthogonal transform of each, and clip ratios where these learn.
 
-    y = Qa(x P G_s) Qw(P^T W^T),    P = left kron right,    each factor (its start) Cayley(S)
+    y = Qa(x P G_s) Qw(P^-1 W^T),    P = left kron right,    each factor (its stretch) (its start) Cayley(S)
 
 P is orthogonal whatever is learned (arXiv 2606.04945, section 3.2, which does not say how it keeps that): a factor is
-its start, turned by Cayley's map of free parameters that begin at zero. A dense P is a left factor alone.
+its start, turned by Cayley's map of free parameters that begin at zero. A dense P is a left factor alone. Beyond the
+paper, a fixed symmetric stretch may come first, and P^-1 is P^T no longer.
 Shape letters: N outputs, K inner, G groups, a x b = K the Kronecker factors.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -39,11 +41,19 @@ def hadamard_factors(sizes: tuple[int, int], seed: int, site: str) -> Factors:
 class LearnedOrthogonal:
     """The parameters of sites that begin at `starts`; `values` makes of them what a forward pass needs.
 
-    Without `clips` nothing is clipped, and there is no parameter for it.
+    Without `clips` nothing is clipped, and there is no parameter for it; a site without `stretches` has none.
     """
 
-    def __init__(self, sites: Mapping[str, Site], starts: Mapping[str, Factors], *, clips: bool) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        starts: Mapping[str, Factors],
+        *,
+        clips: bool,
+        stretches: Mapping[str, Factors] = MappingProxyType({}),
+    ) -> None:
         self.sites = sites
+        self._stretches = stretches
         self._starts = {name: tuple(factor.float() for factor in starts[name]) for name in sites}
         self._turns = {name: [_leaf(torch.zeros_like(factor)) for factor in self._starts[name]] for name in sites}
         clipped = sites if clips else {}
@@ -66,15 +76,15 @@ class LearnedOrthogonal:
         return [*self._turns[site], *self._clips.get(site, ())]
 
     def values(self) -> dict[str, Values]:
-        """By site, as the parameters stand; an orthogonal factor is its own inverse transpose."""
+        """By site, as the parameters stand."""
         factors = self._factors()
         found = {}
         for name, site in self.sites.items():
             ends, w_clip = [clip.sigmoid() for clip in self._clips[name]] if self._clips else _unclipped(site)
             left, right = (factors[name, side] for side in SIDES)
             found[name] = Values(
-                factors=(left, right),
-                unfold=(left, right),
+                factors=stretched((left, right), self._stretches.get(name)),
+                unfold=unstretched((left, right), self._stretches.get(name)),
                 scale=None,
                 clip_lo=ends[0],
                 clip_hi=ends[1],
@@ -94,6 +104,24 @@ class LearnedOrthogonal:
             for (name, side), turn in zip(each, turned.unbind(), strict=True):
                 found[name, SIDES[side]] = self._starts[name][side] @ turn
         return found
+
+
+def stretched(factors: Factors, stretch: Factors | None) -> Factors:
+    """Each factor after its symmetric stretch, in the factors' type."""
+    if stretch is None:
+        return factors
+    left, right = (each.to(factor) @ factor for each, factor in zip(stretch, factors, strict=True))
+    return left, right
+
+
+def unstretched(factors: Factors, stretch: Factors | None) -> Factors:
+    """The inverse transposes of `stretched` orthogonal factors, which are their own without a stretch."""
+    return stretched(factors, None if stretch is None else _inverse(stretch))
+
+
+def _inverse(stretch: Factors) -> Factors:
+    left, right = (torch.linalg.inv(each) for each in stretch)
+    return left, right
 
 
 def _unclipped(site: Site) -> tuple[Tensor, Tensor]:

@@ -84,20 +84,22 @@ class Star:
     """SGAT of arXiv 2606.04945, section 3.2, and what goes beyond it.
 
     d / `share` coordinates for each state; AdamW over each linear; `init` by the states' second moments or at random,
-    `transform` of two factors, one, or a Hadamard that is not learned. `clip_rate` multiplies the rate of learned
-    clips, 0 learns none. `balance` folds closed-form scales and head transforms first. `weights` by gptq are solved on
-    float inputs, by paired on the quantised ones towards the float output.
+    `transform` of two factors, one, or a Hadamard that is not learned. The right factor is `tile` wide where that
+    divides, 0 is the closest pair. `clip_rate` multiplies the rate of learned clips, 0 learns none. `balance` folds
+    closed-form scales and head transforms first; by kronecker the factors are stretched, too, and P is not orthogonal.
+    `weights` by gptq are solved on float inputs, by paired on the quantised ones towards the float output.
     """
 
     share: int = 32
     transform: Literal["kronecker", "dense", "hadamard"] = "kronecker"
+    tile: int = 0
     init: Literal["random", "moments"] = "random"
     gate: bool = True
     rate: float = 1e-3
     epochs: int = 15
     batch: int = 4
     clip_rate: float = 0.0
-    balance: bool = False
+    balance: Literal["none", "channels", "kronecker"] = "none"
     weights: Literal["rtn", "gptq", "paired"] = "rtn"
 
 

@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.balance_channels import second_moments
 from passes.fit import Batch, CalibrationError, Fit, Samples, check_learnable
 from passes.gate_transforms import Gate, gate_masks, gate_of, gated_factors
 from passes.graph import attribute, node_of
 from passes.insert_transform import Transform
-from passes.learned_orthogonal import Factors, LearnedOrthogonal, hadamard_factors, random_factors
-from passes.learned_transforms import Site, Values, simulated_linear
+from passes.learned_orthogonal import Factors, LearnedOrthogonal, hadamard_factors, random_factors, stretched
+from passes.learned_transforms import Site, Values, apply_factors, simulated_linear
 from passes.magnitudes import needed
 from passes.observe import Observed
 from passes.options import Star
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
 from passes.solvers.draws import generator
+from passes.solvers.kronecker_balance import kronecker_stretch
 from passes.solvers.state_basis import moments_along, state_basis
 from passes.train_transforms import descent, steps
 
@@ -55,7 +57,11 @@ class TrainStateTransforms:
         if next(iter(sites.values())).weight.is_meta:
             found = {name: _shapes(site.factors) for name, site in sites.items()}
         elif self.options.transform == "hadamard":
-            found = {name: hadamard_factors(site.factors, self.fit.seed, name) for name, site in sites.items()}
+            made = stretches(graph, sites, needed(self.fit)) if self.options.balance == "kronecker" else {}
+            found = {
+                name: stretched(hadamard_factors(site.factors, self.fit.seed, name), made.get(name))
+                for name, site in sites.items()
+            }
         else:
             found = self._learned(graph, sites, needed(self.fit))
         self.transforms.update({name: Transform(left=left, right=right) for name, (left, right) in found.items()})
@@ -68,19 +74,26 @@ class TrainStateTransforms:
             weight, bias = float_weight(graph, linear), None
             if len(linear.args) > 2 and linear.args[2] is not None:
                 bias = attribute(graph, node_of(linear.args[2]))
-            width = weight.shape[1]
-            sizes = (width, 1) if self.options.transform == "dense" else gated_factors(width, self.options.share)
+            sizes = self._factors(weight.shape[1])
             gates = gate_masks(sizes, self._gate(sizes))
             found[name] = Site(weight=weight, bias=bias, spec=spec, factors=sizes, gates=gates)
         return found
 
-    def starts(self, graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
-        """Where learning begins: at random, or with gates where the other state has least."""
+    def _factors(self, width: int) -> tuple[int, int]:
+        tile = self.options.tile
+        if self.options.transform == "dense":
+            return width, 1
+        return (width // tile, tile) if tile and width % tile == 0 else gated_factors(width, self.options.share)
+
+    def starts(
+        self, graph: GraphModule, sites: Mapping[str, Site], samples: Samples, made: Mapping[str, Factors]
+    ) -> dict[str, Factors]:
+        """Where learning begins: at random, or with gates where the other state has least, `made` the stretches."""
         seed = self.fit.seed
         if self.options.init == "random":
             return {name: random_factors(site.factors, seed, name) for name, site in sites.items()}
         gates = {name: self._gate(site.factors) for name, site in sites.items()}
-        moments = state_moments(graph, sites, gates, samples)
+        moments = state_moments(graph, sites, gates, samples, made)
         found = {}
         for name, site in sites.items():
             unmasked, masked = (moments[name, state] for state in STATES)
@@ -94,8 +107,11 @@ class TrainStateTransforms:
 
     def _learned(self, graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
         check_states(samples, next(iter(sites)))
-        starts = self.starts(graph, sites, samples)
-        values = train(graph, sites, starts, samples, options=self.options)
+        made = stretches(graph, sites, samples) if self.options.balance == "kronecker" else {}
+        learned = LearnedOrthogonal(
+            sites, self.starts(graph, sites, samples, made), clips=self.options.clip_rate > 0, stretches=made
+        )
+        values = train(graph, learned, samples, options=self.options)
         if self.options.clip_rate:
             for name, each in values.items():
                 self.fit.numbers[f"{name}.clip_lo"] = float(each.clip_lo)
@@ -119,9 +135,16 @@ def check_states(samples: Samples, site: str) -> None:
 
 @torch.no_grad()
 def state_moments(
-    graph: GraphModule, sites: Mapping[str, Site], gates: Mapping[str, Gate], samples: Samples
+    graph: GraphModule,
+    sites: Mapping[str, Site],
+    gates: Mapping[str, Gate],
+    samples: Samples,
+    made: Mapping[str, Factors],
 ) -> dict[tuple[str, str], Tensor]:
-    """Of each site's input along its gated axis, by site and state. Raises what `check_learnable` does."""
+    """Of each site's input, stretched by `made`, along its gated axis, by site and state.
+
+    Raises what `check_learnable` does.
+    """
 
     def measure(batch: Batch) -> dict[tuple[str, str], Tensor]:
         found = {}
@@ -129,6 +152,8 @@ def state_moments(
         def watch(name: str, x: Tensor, _: Tensor) -> None:
             if name in sites:
                 check_learnable(x, batch, f"the input of {name}")
+                if name in made:
+                    x = apply_factors(x.double(), made[name]).flatten(-2)
                 for state, chosen in zip(STATES, (~batch.masked, batch.masked), strict=True):
                     found[name, state] = moments_along(x[chosen & batch.valid], sites[name].factors, gates[name].axis)
 
@@ -141,16 +166,18 @@ def state_moments(
     return totals
 
 
-def train(
-    graph: GraphModule,
-    sites: Mapping[str, Site],
-    starts: Mapping[str, Factors],
-    samples: Samples,
-    *,
-    options: Star,
-) -> dict[str, Values]:
-    """What AdamW finds for `sites` of the block `graph`. Raises CalibrationError when an error is not finite."""
-    learned = LearnedOrthogonal(sites, starts, clips=options.clip_rate > 0)
+def stretches(graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
+    """What balances each site's input against its weight, by factors. Raises what `check_learnable` does."""
+    moments = second_moments(graph, samples, {name: site.weight.shape[1] for name, site in sites.items()})
+    found = {}
+    for name, site in sites.items():
+        weight = site.weight.double()
+        found[name] = kronecker_stretch(moments.pop(name)[0], weight.T @ weight, site.factors)
+    return found
+
+
+def train(graph: GraphModule, learned: LearnedOrthogonal, samples: Samples, *, options: Star) -> dict[str, Values]:
+    """What AdamW finds for the sites of the block `graph`. Raises CalibrationError when an error is not finite."""
     num_steps = options.epochs * sum(1 for _ in steps(samples, options.batch))
     optimizer, schedule = descent(learned, rate=options.rate, clip_rate=options.clip_rate, num_steps=num_steps)
     for _ in range(options.epochs):

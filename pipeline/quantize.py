@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,7 +19,7 @@ from torch.fx import GraphModule
 
 from passes.base import PassError, run
 from passes.fit import CalibrationError, Fit
-from passes.graph import attributes, calls, int_of, node_of
+from passes.graph import attributes, calls, int_of, node_of, twin_of
 from passes.invariants import check_lowered, check_quantized, check_rewritten
 from passes.lowering import LOWERING
 from passes.methods import METHODS
@@ -37,6 +38,7 @@ from pipeline.recipe import Recipe
 from plugins.int4 import pack_int4, unpack_int4
 
 CONSTANTS = "constants"
+QUANTIZED = "quantized"  # folder of the second stream's inputs
 ABOUT = "about"
 
 
@@ -49,10 +51,10 @@ def check_format(recipe: Recipe) -> None:
             f"method {recipe.method} cannot do w{part.w_bits}a{part.a_bits}; it does {known}; "
             "choose other bits with --set linear.w_bits and linear.a_bits, or another method"
         )
-    if recipe.method == "freeact" and recipe.calibration.states == "clean":
+    if recipe.method in ("freeact", "star") and recipe.calibration.states == "clean":
         raise UsageFault(
-            "method freeact learns from masked and from unmasked tokens; calibration.states is clean, without masked "
-            "ones; pass --set calibration.states=noised, or use flatquant"
+            f"method {recipe.method} learns from masked and from unmasked tokens; calibration.states is clean, without "
+            "masked ones; pass --set calibration.states=noised, or use flatquant"
         )
     if recipe.attention.v_scale == "head_static":
         raise UsageFault(
@@ -126,11 +128,11 @@ def write_weights(
     for left in folder.glob("*.safetensors"):  # a model with more blocks may have been here
         left.unlink()
     calibrated = states if method.needs_calibration else None
-    with _stream(calibrated, config, means) as stream:
+    with _stream(calibrated, config, means) as stream, _twin(method, calibrated, config, means) as twin:
         for piece, graph in float_pieces(checkpoint):
             fit = Fit(samples=None if piece.name == ENDS else stream, seed=recipe.calibration.seed)
             try:
-                changed.update(_quantise(graph, method, quant_plan(recipe, config), fit, stream))
+                changed.update(_quantise(graph, method, quant_plan(recipe, config), fit, stream, twin))
             except PassError as error:
                 raise _at_fault(error) from error
             packed = packed_names(graph)
@@ -155,23 +157,46 @@ def _stream(states: States | None, config: ModelConfig, means: Means | None) -> 
     return Stream(states, constants(config)["rope_frequencies"], means=means) if states else nullcontext()
 
 
-def _quantise(graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, stream: Stream | None) -> Counter[str]:
-    """One piece, and the stream through it; the ends, which come first, let it in."""
+def _twin(
+    method: Method, states: States | None, config: ModelConfig, means: Means | None
+) -> AbstractContextManager[Stream | None]:
+    """The same canvases on their way through the blocks as they will run, where the method wants them."""
+    if means is not None and means.folder is not None:
+        means = replace(means, folder=means.folder / QUANTIZED)
+    return _stream(states if method.pairs else None, config, means)
+
+
+def _quantise(
+    graph: GraphModule, method: Method, plan: QuantPlan, fit: Fit, stream: Stream | None, twin: Stream | None
+) -> Counter[str]:
+    """One piece, and the streams through it; the ends, which come first, let them in."""
     changed = Counter(run(graph, method.rewrite(plan, fit), check_rewritten))
     entering, learning = (stream, None) if fit.samples is None else (None, stream)
     if entering is not None:
         entering.enter(graph)
     if learning is not None and method.inputs == "float":
         learning.compute(graph)
+    if learning is not None and twin is not None:
+        fit = replace(fit, quantized=twin, reference=twin_of(graph))
     changed.update(run(graph, method.solving(plan, fit), check_quantized))
     if left := [site for _, site, _ in planned(graph, plan)]:
         raise RuntimeError(f"method {method.name} left in float what the recipe quantises: {', '.join(left)}")
-    if learning is not None:
-        if method.inputs == "quantized":
-            learning.compute(graph)
-        learning.advance()
+    if learning is not None and method.inputs == "quantized":
+        learning.compute(graph)
     changed.update(run(graph, method.finishing(plan, fit), check_quantized))
+    if learning is not None:
+        learning.advance()
+    if twin is not None:
+        _pass_on(twin, graph, entering=learning is None)
     return changed
+
+
+def _pass_on(twin: Stream, graph: GraphModule, *, entering: bool) -> None:
+    if entering:
+        twin.enter(graph)
+    else:
+        twin.compute(graph)
+        twin.advance()
 
 
 def _at_fault(error: PassError) -> Exception:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
 
-from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant
+from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant, Star, Tac
 from pipeline.calibration.sources import check_source
 from pipeline.errors import UsageFault
 
@@ -160,6 +160,33 @@ class FreeActPart(Part):
     share: int = Field(default=32, ge=2, le=65536)
 
 
+class StarPart(Part):
+    """As `passes.options.Star`."""
+
+    share: int = Field(default=32, ge=2, le=65536)
+    transform: Literal["kronecker", "dense", "hadamard"] = "kronecker"
+    tile: int = Field(default=0, ge=0, le=1024)
+    init: Literal["random", "moments"] = "random"
+    gate: bool = True
+    rate: float = Field(default=1e-3, gt=0, le=1)
+    epochs: int = Field(default=15, ge=0, le=1000)
+    batch: int = Field(default=4, ge=1, le=1024)
+    clip_rate: float = Field(default=0.0, ge=0, le=1000)
+    balance: Literal["none", "channels", "kronecker"] = "none"
+    weights: Literal["rtn", "gptq", "paired"] = "rtn"
+
+
+class TacPart(Part):
+    """As `passes.options.Tac`."""
+
+    form: Literal["none", "covariance", "paired"] = "covariance"
+    block: int = Field(default=16, ge=1, le=256)
+    samples: int = Field(default=64, ge=1, le=65536)
+    rho: float = Field(default=3e-4, gt=0, le=1)
+    eta: Share = 0.15
+    alpha: Share = 0.55
+
+
 class Lowering(Part):
     """The ONNX file: `top_k` ids a head row leave the graph; `debug_logits` adds the whole vocabulary."""
 
@@ -203,7 +230,7 @@ class Recipe(Part):
     schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = Field(default="", max_length=500)
-    method: Literal["none", "rtn", "smoothquant", "awq", "gptq", "quarot", "duquant", "flatquant", "freeact"]
+    method: Literal["none", "rtn", "smoothquant", "awq", "gptq", "quarot", "duquant", "flatquant", "freeact", "star"]
     linear: LinearFormat = LinearFormat()
     head: HeadFormat = HeadFormat()
     embedding: EmbeddingFormat = EmbeddingFormat()
@@ -217,6 +244,8 @@ class Recipe(Part):
     duquant: DuQuantPart = DuQuantPart()
     flatquant: FlatQuantPart = FlatQuantPart()
     freeact: FreeActPart = FreeActPart()
+    star: StarPart = StarPart()
+    tac: TacPart = TacPart()
     lowering: Lowering = Lowering()
     validation: Validation = Validation()
     generation: Generation = Generation()
@@ -248,6 +277,8 @@ class Recipe(Part):
             duquant=DuQuant(**self.duquant.model_dump()),
             flatquant=FlatQuant(**self.flatquant.model_dump()),
             freeact=FreeAct(**self.freeact.model_dump()),
+            star=Star(**self.star.model_dump()),
+            tac=Tac(**self.tac.model_dump()),
         )
 
     def skips(self, linear: str) -> bool:

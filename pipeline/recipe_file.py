@@ -25,8 +25,14 @@ BUILTIN_FORMATS = {
     "duquant": INTEGER,
     "flatquant": INTEGER,
     "freeact": INTEGER,
+    "star": ("w8a8", "w4a4"),
 }
-BUILTIN_RECIPES = ("fp16", *(f"{method}-{bits}" for method, formats in BUILTIN_FORMATS.items() for bits in formats))
+VARIANTS = ("star-plus-w4a4",)  # settings of a method that has a recipe of its own name at these bits
+BUILTIN_RECIPES = (
+    "fp16",
+    *(f"{method}-{bits}" for method, formats in BUILTIN_FORMATS.items() for bits in formats),
+    *VARIANTS,
+)
 MAX_BYTES = 65536
 
 

@@ -1,6 +1,6 @@
 """Quantisation methods by name; to add one, write its file and its line here."""
 
-from passes.methods import awq, duquant, flatquant, freeact, gptq, none, quarot, rtn, smoothquant
+from passes.methods import awq, duquant, flatquant, freeact, gptq, none, quarot, rtn, smoothquant, star
 from passes.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -13,4 +13,5 @@ METHODS: dict[str, Method] = {
     "duquant": duquant.METHOD,
     "flatquant": flatquant.METHOD,
     "freeact": freeact.METHOD,
+    "star": star.METHOD,
 }

@@ -27,7 +27,7 @@ def head_transform(moments: Tensor, gram: Tensor) -> Tensor:
     """Symmetric P float64 [C, C] of C and H [C, C], the root of their S; the identity where one is zero."""
     if not (bool(moments.any()) and bool(gram.any())):
         return torch.eye(len(moments), dtype=torch.float64)
-    return _power(geometric_mean(ridged(moments), ridged(gram)), 0.5)
+    return power(geometric_mean(ridged(moments), ridged(gram)), 0.5)
 
 
 def geometric_mean(moments: Tensor, gram: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def geometric_mean(moments: Tensor, gram: Tensor) -> Tensor:
 
     R. Bhatia, Positive Definite Matrices, 2007, chapter 4.
     """
-    root, inverse = _power(moments, 0.5), _power(moments, -0.5)
-    return inverse @ _power(root @ gram @ root, 0.5) @ inverse
+    root, inverse = power(moments, 0.5), power(moments, -0.5)
+    return inverse @ power(root @ gram @ root, 0.5) @ inverse
 
 
 def ridged(matrix: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ def ridged(matrix: Tensor) -> Tensor:
     return wide + RIDGE * wide.diagonal().mean() * torch.eye(len(wide), dtype=torch.float64)
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
+def power(matrix: Tensor, exponent: float) -> Tensor:
+    """Of a symmetric positive definite matrix [K, K]."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     powered: Tensor = (vectors * values**exponent) @ vectors.mT
     return powered

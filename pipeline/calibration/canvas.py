@@ -43,7 +43,8 @@ class Canvas:
 
     def embedded(self, ends: GraphModule) -> Tensor:
         """The embeddings [B, L, D]; the head, which is in the same graph, gets no rows."""
-        width = attributes(ends)["embed.weight"].shape[1]
+        # The table may be in half by now, or codes and their scales, which are one column.
+        width = max(value.shape[1] for name, value in attributes(ends).items() if name.startswith("embed."))
         x: Tensor
         x, _ = ends(self.states.input_ids, torch.empty(len(self.valid), 0, width))
         return x

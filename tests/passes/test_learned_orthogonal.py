@@ -48,6 +48,22 @@ def test_transform_and_fold_undo_each_other(a: int, b: int, seed: int) -> None:
     assert values.scale is None
 
 
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 20))
+def test_a_stretch_is_undone_in_the_weight(a: int, b: int, seed: int) -> None:
+    one, starts = site(a, b), {"x": random_factors((a, b), seed, "x")}
+    roots = [drawn(size, 2 * size, seed=seed + size).double() for size in (a, b)]
+    left, right = (root @ root.T / len(root) + torch.eye(len(root)) for root in roots)
+    learned = LearnedOrthogonal({"x": one}, starts, clips=False, stretches={"x": (left, right)})
+    for index, parameter in enumerate(learned.transforms):
+        parameter.data += 0.5 * drawn(*parameter.shape, seed=index)
+    values = detached(learned)["x"]
+    for factor, unfold in zip(values.factors, values.unfold, strict=True):
+        assert (factor.T @ unfold - torch.eye(len(factor))).abs().max() <= 1e-4
+    # What is learned turns, and does not stretch: P P^T stays that of the start.
+    for factor, stretch in zip(values.factors, (left, right), strict=True):
+        assert (factor @ factor.T - stretch @ stretch).abs().max() <= 1e-4 * (stretch @ stretch).abs().max()
+
+
 @pytest.mark.parametrize("factors_of", [random_factors, hadamard_factors])
 def test_starts_are_keyed_by_seed_and_site(factors_of) -> None:  # type: ignore[no-untyped-def]
     first = factors_of((8, 12), 1, "x")

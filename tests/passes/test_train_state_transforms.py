@@ -168,7 +168,8 @@ def test_steps_are_those_of_the_textbook(clip_rate: float) -> None:
     gates = gate_masks((2, 3), gate_of((2, 3), 3))
     one = Site(weight=weight, bias=None, spec=SPEC, factors=(2, 3), gates=gates)
     starts = {"a.o_proj": random_factors((2, 3), 0, "a.o_proj")}
-    found = train(graph, {"a.o_proj": one}, starts, data, options=star)["a.o_proj"]
+    learned = LearnedOrthogonal({"a.o_proj": one}, starts, clips=clip_rate > 0)
+    found = train(graph, learned, data, options=star)["a.o_proj"]
     expected = textbook(weight, data, star, steps=8)
     for value, name in zip(found.factors, ("left", "right"), strict=True):
         assert (value - expected[name]).abs().max() <= 1e-4  # eight steps of 5e-3 each, equal in float32
@@ -225,7 +226,7 @@ def test_moments_start_where_the_other_state_has_least() -> None:
     pass_ = TrainStateTransforms(plan, Fit(samples=Listed([batch])))
     sites = pass_.sites(graph)
     assert sites["a.o_proj"].factors == (4, 8)
-    values = LearnedOrthogonal(sites, pass_.starts(graph, sites, Listed([batch])), clips=False).values()
+    values = LearnedOrthogonal(sites, pass_.starts(graph, sites, Listed([batch]), {}), clips=False).values()
     left, right = values["a.o_proj"].factors
     turned = left.T @ tile @ right
     gates = sites["a.o_proj"].gates
@@ -309,4 +310,4 @@ def test_what_the_last_step_breaks_is_refused() -> None:
     starts = {name: random_factors(site.factors, 0, name) for name, site in sites.items()}
     starts[NAMES[1]][0][0, 0] = torch.nan
     with pytest.raises(CalibrationError, match=r"learned for mlp\.down_proj is not finite.*star\.rate"):
-        train(graph, sites, starts, samples(2), options=replace(STAR, epochs=0))
+        train(graph, LearnedOrthogonal(sites, starts, clips=False), samples(2), options=replace(STAR, epochs=0))

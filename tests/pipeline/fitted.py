@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # Published settings would train for minutes or leave one group a row.
-QUICK = ("flatquant.epochs=1", "duquant.steps=8", "threads=1", "lowering.top_k=4")
+QUICK = ("flatquant.epochs=1", "star.epochs=1", "duquant.steps=8", "threads=1", "lowering.top_k=4")
 SAMPLES, LENGTH = 8, 10
 
 

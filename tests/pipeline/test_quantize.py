@@ -171,8 +171,9 @@ def test_static_scales_that_no_method_finds_are_refused() -> None:
 
 
 def test_mask_states_that_clean_text_lacks_are_refused() -> None:
-    with pytest.raises(UsageFault, match=r"method freeact .*calibration\.states=noised"):
-        check_format(load_recipe("freeact-w4a4", ["calibration.states=clean"]))
+    for name in ("freeact", "star"):
+        with pytest.raises(UsageFault, match=rf"method {name} .*calibration\.states=noised"):
+            check_format(load_recipe(f"{name}-w4a4", ["calibration.states=clean"]))
     for name, states in (("freeact-w4a4", "noised"), ("flatquant-w4a4", "clean")):
         check_format(load_recipe(name, [f"calibration.states={states}"]))
 

@@ -158,7 +158,7 @@ def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(key: str, da
         ("generation: {gen_length: 8}", "block_length 32 is longer than gen_length 8"),
         ("generation: {threshold: 0}", "generation.threshold: input should be greater than 0; found 0"),
         ("validation: {max_nll_increase: .nan}", "validation.max_nll_increase: input should be a finite number"),
-        ("method: magic", "or 'freeact'; found 'magic'"),
+        ("method: magic", "or 'star'; found 'magic'"),
         ("name: ../../etc", "name: string should match pattern"),
         ("schema_version: 2", "schema_version: input should be 1; found 2"),
         ("[1, 2]", "must be a mapping of keys to values; found list"),
