@@ -105,9 +105,11 @@ def _learned(job: Job, states: States, weights: Weights) -> str:
 def _gated(job: Job, weights: Weights) -> str:
     """What a gate takes in whole slices of a tile may be more than the recipe asks for."""
     linears: dict[Fraction, list[str]] = {}
-    if job.recipe.method == "freeact":
-        for name, share in gate_shares(weights, job.recipe.freeact.share).items():
-            linears.setdefault(share, []).append(name)
+    recipe = job.recipe
+    asked = {"freeact": recipe.freeact.share, "star": recipe.star.share if recipe.star.gate else None}
+    if (share := asked.get(recipe.method)) is not None:
+        for name, taken in gate_shares(weights, share).items():
+            linears.setdefault(taken, []).append(name)
     parts = [f"{share} of the input channels of {', '.join(names)}" for share, names in sorted(linears.items())]
     if len(linears) == 1:
         parts = [f"{share} of the input channels" for share in linears]

@@ -270,13 +270,15 @@ def test_rows_that_cannot_fill_a_hessian_are_told(
             "gates keep for each state 1/32 of the input channels of q_k_v_proj, down_proj, gate_up_proj and 1/16 of "
             "the input channels of o_proj",
         ),
+        ("star-w4a4", 16, "gates keep for each state 1/16 of the input channels"),
         ("flatquant-w4a4", 32, ""),
     ],
 )
 def test_what_gates_really_take_is_told(
     recipe: str, share: int, said: str, model: Made, tmp_path: Path, capsys: Out
 ) -> None:
-    sets = ["--set", "flatquant.epochs=1", "--set", f"freeact.share={share}", "--set", "threads=1"]
+    quick = ["flatquant.epochs=1", "star.epochs=0", "tac.form=none", "threads=1"]
+    sets = [f"--set={each}" for each in (*quick, f"freeact.share={share}", f"star.share={share}")]
     command = ["export", str(model("llada", layers=1)), "-o", str(tmp_path / "out"), "--recipe", recipe]
     assert main([*command, *FEW_ROWS, *sets]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
