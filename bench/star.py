@@ -33,7 +33,10 @@ STEPS_BACK = {
     "TAC by covariance": ("tac.form=covariance",),
     "weights by GPTQ": ("star.weights=gptq",),
     "weights to nearest": ("star.weights=rtn",),
-    "no balance": ("star.balance=false",),
+    "no balance": ("star.balance=none",),
+    "channels balanced": ("star.balance=channels",),
+    "closest pair": ("star.tile=0",),
+    "1/32 a state": ("star.share=32",),
     "no clips": ("star.clip_rate=0",),
     "gates off": ("star.gate=false",),
 }
