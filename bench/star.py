@@ -15,17 +15,18 @@ PAPER, PLUS = "star-w4a4", "star-plus-w4a4"
 ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scale=unit")  # 15 steps on [0, 1]
 BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
 
-# What is taken away or changed. Blocks of 16 channels and 1/32 of the coordinates a state are the whole method's.
+# What is taken away or changed. The paper's are blocks of 16 channels, 1/32 of the coordinates a state, a random start.
 WITHOUT = {
     "no TAC": ("tac.form=none",),
     "no SGAT": ("star.transform=hadamard", "star.gate=false"),
 }
 BLOCKS = {f"TAC blocks of {size}": (f"tac.block={size}",) for size in (4, 8, 32, 64)}
-SHARES = {f"1/{share} a state": (f"star.share={share}",) for share in (16, 64, 128)}
+SHARES = {f"1/{share} a state": (f"star.share={share}",) for share in (16, 32, 64)}
 CHANGED = {
     "Hadamard, gated": ("star.transform=hadamard",),
     "gates off": ("star.gate=false",),
-    "moments first": ("star.init=moments",),
+    "random first": ("star.init=random",),
+    "weights to nearest": ("star.weights=rtn",),
     "TAC paired": ("tac.form=paired",),
 }
 STEPS_BACK = {
@@ -62,7 +63,7 @@ PARTS = {
         why="STaR-Quant plus, its single steps back, and the other methods, W4A4",
         bits=("w4a4",),
         methods=BEFORE,
-        variants=variants(PLUS, WITHOUT | STEPS_BACK) | {"as published": Variant(recipe=PAPER)},
+        variants=variants(PLUS, WITHOUT | STEPS_BACK) | {PAPER: Variant(recipe=PAPER)},
         tasks=("nll", "agreement", "match"),
     ),
     "exact": Part(
