@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.balance_channels import second_moments
 from passes.fit import Batch, CalibrationError, Fit, Samples, check_learnable
 from passes.gate_transforms import Gate, gate_masks, gate_of, gated_factors
-from passes.graph import attribute, node_of
+from passes.graph import attribute, calls, node_of, site_of
+from passes.hessians import hessian
 from passes.insert_transform import Transform
 from passes.learned_orthogonal import Factors, LearnedOrthogonal, hadamard_factors, random_factors, stretched
 from passes.learned_transforms import Site, Values, apply_factors, simulated_linear
@@ -57,7 +57,7 @@ class TrainStateTransforms:
         if next(iter(sites.values())).weight.is_meta:
             found = {name: _shapes(site.factors) for name, site in sites.items()}
         elif self.options.transform == "hadamard":
-            made = stretches(graph, sites, needed(self.fit)) if self.options.balance == "kronecker" else {}
+            made = self._stretches(graph, sites)
             found = {
                 name: stretched(hadamard_factors(site.factors, self.fit.seed, name), made.get(name))
                 for name, site in sites.items()
@@ -102,12 +102,15 @@ class TrainStateTransforms:
             found[name] = (basis, right) if gates[name].axis == 0 else (left, basis)
         return found
 
+    def _stretches(self, graph: GraphModule, sites: Mapping[str, Site]) -> dict[str, Factors]:
+        return stretches(graph, sites, needed(self.fit)) if self.options.balance == "kronecker" else {}
+
     def _gate(self, sizes: tuple[int, int]) -> Gate:
         return gate_of(sizes, self.options.share, SHARE)
 
     def _learned(self, graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
         check_states(samples, next(iter(sites)))
-        made = stretches(graph, sites, samples) if self.options.balance == "kronecker" else {}
+        made = self._stretches(graph, sites)
         learned = LearnedOrthogonal(
             sites, self.starts(graph, sites, samples, made), clips=self.options.clip_rate > 0, stretches=made
         )
@@ -167,12 +170,12 @@ def state_moments(
 
 
 def stretches(graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
-    """What balances each site's input against its weight, by factors. Raises what `check_learnable` does."""
-    moments = second_moments(graph, samples, {name: site.weight.shape[1] for name, site in sites.items()})
+    """What balances each site's input against its weight, by factors. Raises what `hessian` does."""
     found = {}
-    for name, site in sites.items():
-        weight = site.weight.double()
-        found[name] = kronecker_stretch(moments.pop(name)[0], weight.T @ weight, site.factors)
+    for linear in calls(graph, torch.ops.aten.linear.default):
+        if (site := sites.get(site_of(linear))) is not None:
+            moments = hessian(graph, linear, samples)
+            found[site_of(linear)] = kronecker_stretch(moments, site.weight.T @ site.weight, site.factors)
     return found
 
 

@@ -61,3 +61,9 @@ def test_no_small_change_is_better() -> None:
         a, b = (torch.randn(size, size, generator=draw, dtype=torch.float64) for size in (2, 3))
         other = torch.kron(left + 0.05 * (a + a.T), right + 0.05 * (b + b.T))
         assert least <= 1.002 * cost(moments, gram, other)
+
+
+def test_nothing_to_balance_by_is_left_alone() -> None:
+    for pair in ((positive(6, 1), torch.zeros(6, 6)), (torch.zeros(6, 6), positive(6, 1))):
+        for factor, size in zip(kronecker_stretch(*pair, (2, 3)), (2, 3), strict=True):
+            assert torch.equal(factor, torch.eye(size, dtype=torch.float64))
