@@ -33,7 +33,7 @@ from passes.quantize_weights import float_weight, planned
 from passes.solvers.draws import generator
 from passes.solvers.kronecker_balance import kronecker_stretch
 from passes.solvers.state_basis import moments_along, state_basis
-from passes.train_transforms import descent, steps
+from passes.train_transforms import keep_clips, learn
 
 STATES = ("unmasked", "masked")
 SHARE = "star.share"
@@ -117,9 +117,7 @@ class TrainStateTransforms:
         values = train(graph, learned, samples, options=self.options)
         if self.options.clip_rate:
             for name, each in values.items():
-                self.fit.numbers[f"{name}.clip_lo"] = float(each.clip_lo)
-                self.fit.numbers[f"{name}.clip_hi"] = float(each.clip_hi)
-                self.fit.tensors[f"{name}.w_clip"] = each.w_clip
+                keep_clips(self.fit, name, each)
         return {name: each.factors for name, each in values.items()}
 
 
@@ -181,18 +179,7 @@ def stretches(graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -
 
 def train(graph: GraphModule, learned: LearnedOrthogonal, samples: Samples, *, options: Star) -> dict[str, Values]:
     """What AdamW finds for the sites of the block `graph`. Raises CalibrationError when an error is not finite."""
-    num_steps = options.epochs * sum(1 for _ in steps(samples, options.batch))
-    optimizer, schedule = descent(learned, rate=options.rate, clip_rate=options.clip_rate, num_steps=num_steps)
-    for _ in range(options.epochs):
-        for step in steps(samples, options.batch):
-            optimizer.zero_grad()
-            _descend(graph, learned, step)
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        values = learned.values()
-    _check_finite(values)
-    return values
+    return learn(learned, samples, lambda step: _descend(graph, learned, step), options, "star.rate")
 
 
 def squared_errors(graph: GraphModule, learned: LearnedOrthogonal, batch: Batch) -> dict[str, Tensor]:
@@ -234,17 +221,6 @@ def _finite(error: float, site: str, part: Batch) -> float:
             "while its transform is learned; expected a finite number: try a smaller star.rate"
         )
     return error
-
-
-def _check_finite(values: Mapping[str, Values]) -> None:
-    """The last step is followed by no error that would show what it did."""
-    for site, found in values.items():
-        learned = (*found.factors, found.clip_lo, found.clip_hi, found.w_clip)
-        if not all(bool(each.isfinite().all()) for each in learned):
-            raise CalibrationError(
-                f"what was learned for {site} is not finite; expected a finite transform and clips: try a smaller "
-                "star.rate"
-            )
 
 
 def _shapes(sizes: tuple[int, int]) -> Factors:

@@ -5,7 +5,7 @@ Shape letters: B batch, Q query rows, D hidden, K inner, a x b = K the Kronecker
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from passes.graph import attribute, is_call, node_of, site_of
 from passes.insert_transform import Transform
 from passes.learned_transforms import LearnedTransforms, Site, Values, simulated_linear
 from passes.magnitudes import magnitudes
-from passes.options import FlatQuant
+from passes.options import FlatQuant, Star
 from passes.producers import attention_before, head_size, producer_of
 from passes.quant_spec import QuantPlan
 from passes.quantize_weights import float_weight, planned
@@ -39,6 +39,9 @@ class Learned(Protocol):
 
     @property
     def clips(self) -> list[Tensor]: ...
+
+    def values(self) -> dict[str, Values]:
+        """By site, as the parameters stand."""
 
 
 class TrainTransforms:
@@ -105,9 +108,7 @@ class TrainTransforms:
         self.transforms[site] = Transform(left=left, right=right)
         if found.scale is not None:
             self.scales[site] = found.scale
-        self.fit.numbers[f"{site}.clip_lo"] = float(found.clip_lo)
-        self.fit.numbers[f"{site}.clip_hi"] = float(found.clip_hi)
-        self.fit.tensors[f"{site}.w_clip"] = found.w_clip
+        keep_clips(self.fit, site, found)
 
 
 class Simulated(Interpreter):
@@ -134,34 +135,50 @@ def train(
 ) -> dict[str, Values]:
     """What AdamW finds for `sites` of the block `graph`. Raises CalibrationError when an error is not finite."""
     learned = LearnedTransforms(sites, seed)
-    num_steps = options.epochs * sum(1 for _ in steps(samples, options.batch))
-    optimizer, schedule = descent(learned, rate=options.rate, clip_rate=options.clip_rate, num_steps=num_steps)
     parameters = (*learned.transforms, *learned.clips)
+
+    def take(step: list[Batch]) -> None:
+        total = sum(_descend(graph, learned, part) for part in step)
+        # The paper's normalisation: a step weighs the same, whatever the size of its error.
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= max(total, torch.finfo(torch.float32).tiny)
+
+    return learn(learned, samples, take, options, "flatquant.rate")
+
+
+def learn(
+    learned: Learned, samples: Samples, take: Callable[[list[Batch]], None], options: FlatQuant | Star, rate: str
+) -> dict[str, Values]:
+    """Where AdamW ends on a cosine over all steps; `take` leaves a step's gradients. Clips at rate 0 stand still.
+
+    Raises CalibrationError, naming the option that is its `rate`, when what is learned is not finite.
+    """
+    groups: list[dict[str, Any]] = [{"params": learned.transforms}]
+    # A group of rate zero would not stand still: the cosine has one last rate for all groups.
+    if options.clip_rate:
+        groups.append({"params": learned.clips, "lr": options.rate * options.clip_rate})
+    optimizer = AdamW(groups, lr=options.rate, fused=True)
+    num_steps = options.epochs * sum(1 for _ in _steps(samples, options.batch))
+    schedule = CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=options.rate * LAST_RATE)
     for _ in range(options.epochs):
-        for step in steps(samples, options.batch):
-            for parameter in parameters:
+        for step in _steps(samples, options.batch):
+            for parameter in (*learned.transforms, *learned.clips):
                 parameter.grad = None
-            total = sum(_descend(graph, learned, part) for part in step)
-            # The paper's normalisation: a step weighs the same, whatever the size of its error.
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad /= max(total, torch.finfo(torch.float32).tiny)
+            take(step)
             optimizer.step()
             schedule.step()
     with torch.no_grad():
         values = learned.values()
-    _check_finite(values)
+    _check_finite(values, rate)
     return values
 
 
-def descent(learned: Learned, *, rate: float, clip_rate: float, num_steps: int) -> tuple[AdamW, CosineAnnealingLR]:
-    """AdamW at `rate`, clips at `clip_rate` times that (0 leaves them), on a cosine over all steps."""
-    groups: list[dict[str, Any]] = [{"params": learned.transforms}]
-    # A group of rate zero would not stand still: the cosine has one last rate for all groups.
-    if clip_rate:
-        groups.append({"params": learned.clips, "lr": rate * clip_rate})
-    optimizer = AdamW(groups, lr=rate, fused=True)
-    return optimizer, CosineAnnealingLR(optimizer, T_max=num_steps, eta_min=rate * LAST_RATE)
+def keep_clips(fit: Fit, site: str, found: Values) -> None:
+    """Leave the clip ratios of `site` for the passes that clip."""
+    fit.numbers[f"{site}.clip_lo"] = float(found.clip_lo)
+    fit.numbers[f"{site}.clip_hi"] = float(found.clip_hi)
+    fit.tensors[f"{site}.w_clip"] = found.w_clip
 
 
 def squared_error(graph: GraphModule, learned: LearnedTransforms, batch: Batch) -> Tensor:
@@ -187,7 +204,7 @@ def _descend(graph: GraphModule, learned: LearnedTransforms, part: Batch) -> flo
     return found
 
 
-def _check_finite(values: Mapping[str, Values]) -> None:
+def _check_finite(values: Mapping[str, Values], rate: str) -> None:
     """The last step is followed by no error that would show what it did."""
     for site, found in values.items():
         numbers = [*found.factors, *found.unfold, found.clip_lo, found.clip_hi, found.w_clip]
@@ -196,11 +213,11 @@ def _check_finite(values: Mapping[str, Values]) -> None:
         if not all(bool(each.isfinite().all()) for each in numbers):
             raise CalibrationError(
                 f"what was learned for {site} is not finite; expected finite transforms, positive scales and clips: "
-                "try a smaller flatquant.rate"
+                f"try a smaller {rate}"
             )
 
 
-def steps(samples: Samples, size: int) -> Iterator[list[Batch]]:
+def _steps(samples: Samples, size: int) -> Iterator[list[Batch]]:
     """The same samples in order, `size` a step; in several parts where the batches of long ones are smaller."""
     step: list[Batch] = []
     missing = size
