@@ -18,6 +18,7 @@ from passes.options import Options, Star
 from passes.quant_spec import QuantPlan, QuantSpec
 from passes.solvers.draws import generator
 from passes.train_state_transforms import TrainStateTransforms, squared_errors, train
+from tests.passes.adamw import textbook_adamw
 from tests.passes.rewrites import on_shapes
 from tests.passes.samples import Listed
 from tests.passes.sketch import HALVES, Sketch, aten
@@ -94,16 +95,6 @@ def test_the_error_of_each_linear_falls(init: str, transform: str, left: float) 
             assert (factor.T @ factor - torch.eye(len(factor))).abs().max() <= 1e-5
     assert all(torch.equal(value, before[name]) for name, value in attributes(graph).items())
     assert not any(value.requires_grad for value in attributes(graph).values())
-
-
-def textbook_adamw(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float, step: int) -> None:
-    """Decoupled weight decay (arXiv 1711.05101, algorithm 2) with the defaults of the field."""
-    state.setdefault("m", torch.zeros_like(parameter))
-    state.setdefault("v", torch.zeros_like(parameter))
-    state["m"] = 0.9 * state["m"] + 0.1 * gradient
-    state["v"] = 0.999 * state["v"] + 0.001 * gradient**2
-    parameter -= rate * 0.01 * parameter
-    parameter -= rate * (state["m"] / (1 - 0.9**step)) / ((state["v"] / (1 - 0.999**step)).sqrt() + 1e-8)
 
 
 def textbook(weight: Tensor, data: Listed, star: Star, *, steps: int) -> dict[str, Tensor]:
