@@ -2,49 +2,40 @@
 
 from typing import Any
 
+from bench.gpu.shapes import MODELS, ModelShape
 from bench.record import write_result
 from pipeline.costs import run_time_costs
 from pipeline.lower import simulated_graph
 from pipeline.models.config import ModelConfig
 from pipeline.recipe_file import load_recipe
 
-SHARED: dict[str, Any] = {"max_length": 4096, "rope_theta": 5e5, "norm_eps": 1e-5, "tied_head": False, "num_layers": 1}
-LLADA, DREAM = "LLaDA-8B", "Dream-7B"
-# Every block costs the same, so one stands for all.
-SHAPES = {
-    LLADA: ModelConfig(
-        family="llada",
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        embedding_size=126464,
-        vocab_size=126464,
-        qkv_bias=False,
-        shifted_logits=False,
-        mask_id=126336,
-        eos_id=126081,
-        pad_id=126081,
-        **SHARED,
-    ),
-    DREAM: ModelConfig(
-        family="dream",
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        embedding_size=152064,
-        vocab_size=152064,
-        qkv_bias=True,
-        shifted_logits=True,
-        mask_id=151666,
-        eos_id=151643,
-        pad_id=151643,
-        **SHARED,
-    ),
-}
+
+def config_of(shape: ModelShape) -> ModelConfig:
+    """One block of it: every block costs the same, so one stands for all."""
+    return ModelConfig(
+        family="dream" if shape.shifted else "llada",
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_layers=1,
+        num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        embedding_size=shape.vocabulary,
+        vocab_size=shape.vocabulary,
+        max_length=4096,
+        rope_theta=shape.rope_theta,
+        norm_eps=shape.norm_eps,
+        qkv_bias=shape.qkv_bias,
+        tied_head=False,
+        shifted_logits=shape.shifted,
+        mask_id=shape.mask_id,
+        eos_id=0,
+        pad_id=0,
+    )
+
+
+LLADA, DREAM = (shape.name for shape in MODELS)
+SHAPES = {shape.name: config_of(shape) for shape in MODELS}
 RECIPES = ("quarot-w4a4", "duquant-w4a4", "flatquant-w4a4", "freeact-w4a4", "star-w4a4", "star-plus-w4a4", "star-w8a8")
 
 
