@@ -25,9 +25,13 @@ FINE = re.compile(r"\.\d+$|^choice\.")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One question of a study; `why` heads its page. `steps` keeps the figures of every step in the results."""
+    """One question of a study; `why` heads its page. `steps` keeps the figures of every step in the results.
+
+    `task` is a file of items to ask, `sets` change every recipe.
+    """
 
     why: str
+    models: tuple[str, ...] = MODELS
     bits: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=dict)
@@ -35,9 +39,11 @@ class Part:
     seeds: str = "1"
     tasks: tuple[str, ...] = tuple(TASKS)
     sizes: Sizes = SIZES
+    task: Path | None = None
+    sets: tuple[str, ...] = ()
     steps: bool = False
 
-    def request(self, models: tuple[str, ...] = MODELS) -> Request:
+    def request(self) -> Request:
         """The same for all models."""
         bits = tuple(dict.fromkeys((*self.bits, *(variant.bits for variant in self.variants.values()))))
         grid = Grid(
@@ -46,8 +52,9 @@ class Part:
             variants=self.variants,
             states=(self.states,),
             seeds=parse_seeds(self.seeds, bits),
+            sets=self.sets,
         )
-        return Request(models=models, grid=grid, tasks=self.tasks, sizes=self.sizes)
+        return Request(models=self.models, grid=grid, tasks=self.tasks, sizes=self.sizes, task=self.task)
 
 
 def coarse(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Goes on in DIR where it was stopped. Writes every part to `results/star.json` an
 denoising step to `star.png`. Rows are compared with full precision and, paired, with the first variant of their part.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from bench.parts import Part, measure_parts
 from bench.record import RESULTS
 from pipeline.folder import write_bytes
@@ -14,6 +17,9 @@ from pipeline.study.subject import Sizes
 PAPER, PLUS = "star-w4a4", "star-plus-w4a4"
 ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scale=unit")  # 15 steps on [0, 1]
 BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
+
+LLADA = ("builtin:tiny-llada",)
+UNSEEN = Path("bench/unseen")  # a model, its problems and text to calibrate on, which no method was tuned on
 
 # What is taken away or changed. The paper's are blocks of 16 channels, 1/32 of the coordinates a state, a random start.
 WITHOUT = {
@@ -28,6 +34,7 @@ CHANGED = {
     "random first": ("star.init=random",),
     "weights to nearest": ("star.weights=rtn",),
     "TAC paired": ("tac.form=paired",),
+    "128 canvases": ("calibration.samples=128",),
 }
 STEPS_BACK = {
     "random first": ("star.init=random",),
@@ -43,34 +50,42 @@ STEPS_BACK = {
 }
 
 
-def variants(recipe: str, changes: dict[str, tuple[str, ...]], *always: str) -> dict[str, Variant]:
+def variants(recipe: str, changes: Mapping[str, tuple[str, ...]], *always: str) -> dict[str, Variant]:
     """The whole recipe first, then with each change; `always` is set in all."""
     return {label: Variant(recipe=recipe, sets=(*always, *sets)) for label, sets in {"whole": (), **changes}.items()}
 
 
 PARTS = {
-    "ablation": Part(
-        why="STaR-Quant without each of its parts, W4A4",
-        variants=variants(PAPER, WITHOUT | CHANGED | BLOCKS | SHARES),
-        tasks=("nll", "agreement"),
-    ),
-    "attention": Part(
-        why="The same with values and probabilities of attention at 4 bits",
-        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, *ATTENTION),
-        tasks=("nll", "agreement"),
-    ),
     "plus": Part(
-        why="STaR-Quant plus, its single steps back, and the other methods, W4A4",
+        why="STaR-Quant plus, and without its parts, beside the other methods, W4A4",
         bits=("w4a4",),
         methods=BEFORE,
-        variants=variants(PLUS, WITHOUT | STEPS_BACK) | {PAPER: Variant(recipe=PAPER)},
+        variants=variants(PLUS, WITHOUT),
+        seeds="3",
+        tasks=("nll", "agreement", "match"),
+    ),
+    "paper": Part(
+        why="STaR-Quant, and without its parts, W4A4",
+        variants=variants(PAPER, WITHOUT),
+        seeds="3",
         tasks=("nll", "agreement", "match"),
     ),
     "exact": Part(
-        why="W8A8, which should lose nothing, on 2,000 problems",
-        variants={"W8A8": Variant(recipe="star-w8a8")},
+        why="What exact match is lost, on 2,000 problems",
+        variants={recipe: Variant(recipe=recipe) for recipe in ("star-w8a8", PLUS, PAPER)},
         tasks=("match",),
         sizes=Sizes(problems=2000),
+    ),
+    "unseen": Part(
+        why="The same on a model of other problems and another vocabulary, which no method was tuned on, W4A4",
+        models=(str(UNSEEN / "tiny-unseen"),),
+        bits=("w4a4",),
+        methods=BEFORE,
+        variants={recipe: Variant(recipe=recipe) for recipe in (PLUS, PAPER)},
+        tasks=("nll", "agreement", "match"),
+        sizes=Sizes(problems=2000),
+        task=UNSEEN / "held_out.jsonl",
+        sets=(f"calibration.source=file:{UNSEEN / 'calibration.jsonl'}",),
     ),
     "trajectory": Part(
         why="Hidden states, tokens and masks by denoising step, W4A4",
@@ -79,6 +94,24 @@ PARTS = {
         variants=variants(PAPER, {"no TAC": WITHOUT["no TAC"]}) | {"plus": Variant(recipe=PLUS)},
         tasks=("match", "trajectory"),
         steps=True,
+    ),
+    "ablation": Part(
+        why="STaR-Quant with one thing changed, W4A4",
+        models=LLADA,
+        variants=variants(PAPER, CHANGED | BLOCKS | SHARES),
+        tasks=("nll", "agreement"),
+    ),
+    "steps": Part(
+        why="STaR-Quant plus, its single steps back, W4A4",
+        models=LLADA,
+        variants=variants(PLUS, STEPS_BACK),
+        tasks=("nll", "agreement"),
+    ),
+    "attention": Part(
+        why="STaR-Quant with values and probabilities of attention at 4 bits",
+        models=LLADA,
+        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, *ATTENTION),
+        tasks=("nll", "agreement"),
     ),
 }
 

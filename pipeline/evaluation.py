@@ -22,6 +22,7 @@ class Item:
     line: int
     prompt: str
     answer: str
+    kind: str = "task"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,10 @@ def _item(path: Path, number: int, line: bytes) -> Item:
             raise InputRefused(f"{where}: {key} is {value.get(key)!r}; expected text")
         if not value[key].isascii() and not _is_unicode(value[key]):
             raise InputRefused(f"{where}: {key} holds half a surrogate pair; expected Unicode text")
-    return Item(line=number, prompt=value["prompt"], answer=value["answer"])
+    kind = value.get("kind", Item.kind)
+    if not isinstance(kind, str):
+        raise InputRefused(f"{where}: kind is {kind!r}; expected text, or no kind")
+    return Item(line=number, prompt=value["prompt"], answer=value["answer"], kind=kind)
 
 
 def _is_unicode(text: str) -> bool:

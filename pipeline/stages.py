@@ -5,10 +5,13 @@ command goes on where the last one stopped. `DIR` appears by one rename at the e
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import save_file
@@ -75,16 +78,24 @@ def quantize(job: Job, stage: Stage) -> list[str]:
     folder = job.work.path / WEIGHTS
     count = stage.counter(len(pieces(job.checkpoint.config)), "pieces")
     states = _states(job) if METHODS[job.recipe.method].needs_calibration else None
-    changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=count)
+    ends: list[float] = []  # of pieces, of which only the first is no block
+
+    def on_piece(name: str) -> None:
+        ends.append(time.monotonic())
+        count(name)
+
+    changed = write_weights(job.checkpoint, job.recipe, folder, states=states, means=job.means, on_piece=on_piece)
+    block_seconds = median(end - begin for begin, end in pairwise(ends))
     weights = Weights(folder)
     account = take_account(job.checkpoint, job.recipe, weights)
     total = account.linears_quantised + account.linears_kept
-    learned = f"; {_learned(job, states, weights)}" if states else ""
+    learned = f"; {block_seconds:.1f} s a block; {_learned(job, states, weights)}" if states else ""
     remarks = f"{_gated(job, weights)}{_compensated(weights)}"
     stage.finish(
         f"{account.linears_quantised} of {total} linears quantised, {account.linears_kept} kept at 16 bits; "
         f"{account.tensors_used} of {account.tensors_total} tensors used{learned}{remarks}",
         passes=changed,
+        block_seconds=block_seconds,
     )
     return sorted(path.relative_to(job.work.path).as_posix() for path in folder.glob("*.safetensors"))
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from pipeline.__main__ import main
 from pipeline.tiny.publish import write_tokenizer
+from pipeline.tiny.reference import DREAM_SPECIALS, LLADA_SPECIALS
 from pipeline.tiny.tokenizer import train_tokenizer
-from pipeline.tiny.train import DREAM_SPECIALS, LLADA_SPECIALS
 from tests.pipeline.models.saved import reference, write_as
 
 ROWS = 352
@@ -63,7 +63,7 @@ def write_model(folder: Path, family: str, *, layers: int, kv_heads: int, tied: 
     model = saved_model(family, layers=layers, kv_heads=kv_heads, tied=tied)
     mask = special_ids(family)["<|mask|>" if family == "dream" else "<|mdm_mask|>"]
     write_as(family, model, folder, dtype=torch.bfloat16, shard_size="60KB", mask_id=mask)
-    write_tokenizer(folder, f"tiny-{family}", train_tokenizer(SPECIALS[family]), SPECIALS[family])
+    write_tokenizer(folder, family, train_tokenizer(SPECIALS[family]), SPECIALS[family])
     return folder
 
 

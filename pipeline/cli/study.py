@@ -30,6 +30,12 @@ SIZES = (
 @click.option(
     "--tasks", metavar="A,B", callback=_words, default="nll,agreement,match,choice,trajectory", show_default=True
 )
+@click.option(
+    "--task",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Ask its items (as `dllmc eval` does), not the built-in problems.",
+)
 @click.option("--states", metavar="A,B", callback=_words, default="noised", show_default=True, help="noised, clean.")
 @click.option("--seeds", metavar="N[,BITS=N]", default="1", show_default=True, help="Calibration and rotation draws.")
 @click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Study folder.")
@@ -47,6 +53,7 @@ def command(
     methods: tuple[str, ...],
     bits: tuple[str, ...],
     tasks: tuple[str, ...],
+    task: Path | None,
     states: tuple[str, ...],
     seeds: str,
     output: Path,
@@ -68,7 +75,7 @@ def command(
     from pipeline.study.subject import Sizes
 
     grid = Grid(methods=methods, bits=bits, states=states, seeds=parse_seeds(seeds, bits), sets=sets, threads=threads)
-    request = Request(models=models, grid=grid, tasks=tasks, sizes=Sizes(**sizes))
+    request = Request(models=models, grid=grid, tasks=tasks, sizes=Sizes(**sizes), task=task)
     study(request, output, engine=engine, jobs=jobs, report=Progress(json=as_json))
     if as_json:
         click.echo(json.dumps({"event": "result", "folder": str(output), "table": TABLE, "figures": STUDY}))

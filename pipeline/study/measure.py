@@ -49,7 +49,7 @@ def measuring_code() -> str:
 class Order:
     """One cell to measure; `recipe` None is full precision, `fingerprint` stands for all that decides the outcome.
 
-    `source` is the cell's model wherever the work is done: builtin:NAME or an absolute path.
+    `source` is the cell's model wherever the work is done: builtin:NAME or an absolute path; `task` is absolute, too.
     """
 
     cell: Cell
@@ -57,6 +57,7 @@ class Order:
     recipe: Recipe | None
     tasks: tuple[str, ...]
     sizes: Sizes
+    task: Path | None
     threads: int
     code: str
     fingerprint: str
@@ -89,7 +90,7 @@ def _measure(order: Order, scratch: Path, outcome: Outcome) -> None:
         outcome["seconds"][name] = round(time.perf_counter() - clock, 2)
         clock = time.perf_counter()
 
-    subject = Subject(order.source, order.recipe, order.sizes, scratch)
+    subject = Subject(order.source, order.recipe, order.sizes, scratch, order.task)
     if order.recipe is not None:
         account = subject.account
         outcome["linears"] = {"quantised": account.linears_quantised, "kept": account.linears_kept}

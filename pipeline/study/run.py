@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -31,8 +32,9 @@ from pipeline.study.grid import FULL, Cell, Grid, known
 from pipeline.study.measure import Order, measure, measuring_code
 from pipeline.study.memory import Elements, check_memory, count_elements
 from pipeline.study.store import StudyFolder
-from pipeline.study.subject import Sizes
+from pipeline.study.subject import Sizes, Subject
 from pipeline.study.table import markdown
+from pipeline.study.task_file import check_items
 from pipeline.study.tasks import TASKS
 from pipeline.version import VERSION
 
@@ -41,12 +43,13 @@ STUDY, TABLE, SCRATCH = "study.json", "study.md", "scratch"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All that decides the numbers; how many processes measure them does not."""
+    """All that decides the numbers; how many processes measure them does not. `task` is a file of items to ask."""
 
     models: tuple[str, ...]
     grid: Grid
     tasks: tuple[str, ...]
     sizes: Sizes
+    task: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ def make_plan(request: Request) -> Plan:
     """
     request.grid.check()
     known(request.tasks, TASKS, "task", "--tasks")
+    if request.task:
+        check_items(request.task, request.tasks, asdict(request.sizes))
     orders: list[Order] = []
     impossible: list[tuple[Cell, str]] = []
     models: dict[str, str] = {}
@@ -108,6 +113,8 @@ def make_plan(request: Request) -> Plan:
                 calibrated.append(recipe)
             orders.append(_order(request, cell, recipe, source, files))
         _check_texts(checkpoint, calibrated)
+        if request.task:
+            _check_tokens(model, request)
     if impossible and all(order.recipe is None for order in orders):
         raise UsageFault(f"no cell of this study is possible: {impossible[0][1]}")
     return Plan(models=models, elements=elements, orders=tuple(orders), impossible=tuple(impossible))
@@ -120,6 +127,15 @@ def _check_texts(checkpoint: Checkpoint, recipes: Sequence[Recipe]) -> None:
         if part.source != "builtin":
             tokenizer = checkpoint.tokenizer()
             calibration_states(part, tokenizer, checkpoint.config)
+
+
+def _check_tokens(model: str, request: Request) -> None:
+    """Raise UsageFault where the items have fewer masked tokens than are to be measured."""
+    if {"nll", "agreement"} & {*request.tasks}:
+        try:
+            assert Subject(model, None, request.sizes, Path(), request.task).grid
+        except ValueError as fault:
+            raise UsageFault(f"{request.task}: {fault}; pass a smaller --tokens, or a file with more items") from None
 
 
 def _anywhere(recipe: Recipe) -> Recipe:
@@ -135,14 +151,16 @@ def _order(request: Request, cell: Cell, recipe: Recipe | None, source: str, fil
     tasks = tuple(task for task in TASKS if task in request.tasks)
     settings = recipe.model_dump(mode="json") if recipe else None
     text = source_digest(recipe.calibration.source) if recipe and cell.states else ""
-    threads, sizes = request.grid.threads, request.sizes
-    decides = [measuring_code(), files, text, vars(cell), settings, tasks, asdict(sizes), threads]
+    threads, sizes, items = request.grid.threads, request.sizes, request.task
+    asked = hashlib.sha256(items.read_bytes()).hexdigest() if items else ""
+    decides = [measuring_code(), files, text, asked, vars(cell), settings, tasks, asdict(sizes), threads]
     return Order(
         cell=cell,
         source=source,
         recipe=_anywhere(recipe) if recipe else None,
         tasks=tasks,
         sizes=sizes,
+        task=items.absolute() if items else None,
         threads=threads,
         code=measuring_code(),
         fingerprint=digest_of(decides),
@@ -217,6 +235,7 @@ def _write(
         "models": plan.models,
         "sizes": asdict(request.sizes),
         "settings": list(request.grid.sets),
+        "task": request.task.name if request.task else "built-in problems",
         "rows": table,
         "findings": findings(rows),
     }

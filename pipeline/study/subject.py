@@ -22,7 +22,8 @@ from pipeline.models.checkpoint import open_checkpoint
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe import Recipe
 from pipeline.runner import TextModel
-from pipeline.tiny.problems import Problem, held_out
+from pipeline.study.task_file import asked
+from pipeline.tiny.problems import Problem
 from pipeline.validate import settings_of
 
 LEVELS = 8
@@ -43,12 +44,13 @@ class Sizes:
 class Subject:
     """A checkpoint under `recipe`, or at full precision where it is None; files go into `folder`.
 
-    Raises UsageFault and InputRefused for a recipe that does not fit the model or its calibration.
+    It is asked the items of the file `task`, or else built-in problems. Raises UsageFault and InputRefused for a
+    recipe that does not fit the model or its calibration, and for a file that cannot be read.
     """
 
-    def __init__(self, model: str, recipe: Recipe | None, sizes: Sizes, folder: Path) -> None:
+    def __init__(self, model: str, recipe: Recipe | None, sizes: Sizes, folder: Path, task: Path | None = None) -> None:
         self.checkpoint = open_checkpoint(resolve(model))
-        self.recipe, self.sizes, self.folder = recipe, sizes, folder
+        self.recipe, self.sizes, self.folder, self.task = recipe, sizes, folder, task
         self.tokenizer = self.checkpoint.tokenizer()
         plain = Recipe(name="full", method="none")
         self.settings = settings_of(self.checkpoint, recipe or plain, self.tokenizer)
@@ -110,14 +112,14 @@ class Subject:
     def problems(self) -> list[Problem]:
         """As many held-out problems as any task takes the first of."""
         sizes = self.sizes
-        return held_out(max(sizes.problems, sizes.questions, sizes.trajectories))
+        return asked(self.task, max(sizes.problems, sizes.questions, sizes.trajectories))
 
     @cached_property
     def grid(self) -> NoiseGrid:
-        """The same held-out canvases at every noise level."""
+        """The same held-out canvases at every noise level. Raises ValueError where the items are too few."""
         enough = -(-self.sizes.tokens // LEVELS)  # each sample has a masked token at every level
         samples = (
             encode_pair(problem.prompt, problem.answer, self.tokenizer, self.checkpoint.config)
-            for problem in held_out(enough)
+            for problem in asked(self.task, enough)
         )
         return noise_grid(samples, self.settings, levels=LEVELS, tokens=self.sizes.tokens)

@@ -107,7 +107,8 @@ def markdown(study: Mapping[str, Any], plots: Sequence[str]) -> str:
     lines += [f"![{name}]({name})" for name in plots]
     sizes = ", ".join(f"{name} {value}" for name, value in sorted(study["sizes"].items()))
     versions = ", ".join(f"{name} {version}" for name, version in study["made_with"].items())
-    return "\n".join([*lines, "", f"Sizes: {sizes}. Threads of a cell: {study['threads']}.", "", f"{versions}.", ""])
+    asked = f"Asked: {study['task']}. Sizes: {sizes}. Threads of a cell: {study['threads']}."
+    return "\n".join([*lines, "", asked, "", f"{versions}.", ""])
 
 
 def _main(lines: Sequence[Line]) -> list[str]:

@@ -6,7 +6,7 @@ The worked answers are chains of small steps, so that one wrong token anywhere s
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -79,7 +79,9 @@ def record(draw: random.Random) -> tuple[str, str]:
     return f"json {fields}:", "{" + body + "}"
 
 
-KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+Maker = Callable[[random.Random], tuple[str, str]]
+
+KINDS: dict[str, Maker] = {
     "add": add,
     "story": story,
     "sort": sort,
@@ -94,11 +96,11 @@ def is_held_out(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+def problems(seed: int, *, held_out: bool, kinds: Mapping[str, Maker] = KINDS) -> Iterator[Problem]:
     """Endless stream of problems, kinds in turn; equal seeds give equal streams."""
     draw = random.Random(seed)
     while True:
-        for kind, make in KINDS.items():
+        for kind, make in kinds.items():
             while True:
                 prompt, answer = make(draw)
                 if is_held_out(prompt) == held_out:
@@ -106,16 +108,16 @@ def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
                     break
 
 
-def fingerprint() -> str:
+def fingerprint(kinds: Mapping[str, Maker] = KINDS) -> str:
     """Eight hexadecimal digits that tell one set of generators from another."""
-    drawn = (f"{p.prompt}{p.answer}\n" for p in islice(problems(0, held_out=False), 600))
+    drawn = (f"{p.prompt}{p.answer}\n" for p in islice(problems(0, held_out=False, kinds=kinds), 600))
     return hashlib.sha256("".join(drawn).encode()).hexdigest()[:8]
 
 
-def held_out(count: int, seed: int = 0) -> list[Problem]:
+def held_out(count: int, seed: int = 0, kinds: Mapping[str, Maker] = KINDS) -> list[Problem]:
     """`count` different held-out problems, kinds in turn."""
     found: dict[str, Problem] = {}
-    for problem in problems(seed, held_out=True):
+    for problem in problems(seed, held_out=True, kinds=kinds):
         found.setdefault(problem.prompt, problem)
         if len(found) == count:
             break

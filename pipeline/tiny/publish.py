@@ -9,8 +9,9 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -23,16 +24,17 @@ from pipeline.models.tokenizer import read_tokenizer
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe_file import load_recipe
 from pipeline.runner import GenerateOptions, Settings, generate
-from pipeline.tiny.problems import Problem, fingerprint, held_out
-from pipeline.tiny.tokenizer import train_tokenizer
-from pipeline.tiny.train import DREAM_SPECIALS, LLADA_SPECIALS, history, tiny_config
+from pipeline.tiny.problems import KINDS, Problem, fingerprint, held_out, problems
+from pipeline.tiny.reference import REFERENCES, Reference
+from pipeline.tiny.train import history
 from pipeline.validate import torch_session
 
 RECIPES = ("rtn-w8a8", "rtn-w4a16", "rtn-w4a4")
 COUNT = 500
+CALIBRATION = 2000
 
 
-def write_tokenizer(folder: Path, name: str, tokenizer: Tokenizer, specials: Sequence[str]) -> None:
+def write_tokenizer(folder: Path, family: str, tokenizer: Tokenizer, specials: Sequence[str]) -> None:
     """tokenizer.json for LLaDA; vocab.json, merges.txt and added tokens for Dream, as each is published."""
     token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     ids = {text: tokenizer.token_to_id(text) for text in specials}
@@ -43,7 +45,7 @@ def write_tokenizer(folder: Path, name: str, tokenizer: Tokenizer, specials: Seq
         "pad_token": "<|endoftext|>",
         "model_max_length": 256,
     }
-    if name == "tiny-llada":
+    if family == "llada":
         tokenizer.save(str(folder / "tokenizer.json"))
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>"}
     else:
@@ -53,15 +55,13 @@ def write_tokenizer(folder: Path, name: str, tokenizer: Tokenizer, specials: Seq
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def exact_match(
-    session: Session, settings: Settings, tokenizer: Tokenizer, problems: list[Problem]
-) -> dict[str, float]:
+def exact_match(session: Session, settings: Settings, tokenizer: Tokenizer, asked: list[Problem]) -> dict[str, float]:
     """Share of exactly right answers, in all and by kind."""
-    prompts = [tokenizer.encode(p.prompt, add_special_tokens=False).ids for p in problems]
+    prompts = [tokenizer.encode(p.prompt, add_special_tokens=False).ids for p in asked]
     results = generate(session, settings, prompts, GenerateOptions(), batch_size=64)
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for problem, result in zip(problems, results, strict=True):
+    for problem, result in zip(asked, results, strict=True):
         good = tokenizer.decode(result.ids) == problem.answer
         for key in ("all", problem.kind):
             right[key] += good
@@ -69,25 +69,26 @@ def exact_match(
     return {key: right[key] / total[key] for key in total}
 
 
-def measure(folder: Path, scratch: Path) -> dict[str, dict[str, float]]:
+def measure(folder: Path, asked: list[Problem], scratch: Path) -> dict[str, dict[str, float]]:
     """Scores by recipe; `fp` is the model at full precision."""
     checkpoint = open_checkpoint(folder)
     source = read_tokenizer(folder, checkpoint.config)
     tokenizer = source.parsed()
     settings = Settings.of_model(checkpoint.config)
     settings = replace(settings, vocab_size=min(settings.vocab_size, source.id_limit))  # as `dllmc eval` has it
-    problems = held_out(COUNT)
-    scores = {"fp": exact_match(open_transformer(load_model(checkpoint)), settings, tokenizer, problems)}
+    scores = {"fp": exact_match(open_transformer(load_model(checkpoint)), settings, tokenizer, asked)}
     for recipe in map(load_recipe, RECIPES):
         weights = scratch / recipe.name
         weights.mkdir(parents=True, exist_ok=True)
         write_weights(checkpoint, recipe, weights, on_piece=lambda _: None)
         session = torch_session(checkpoint, recipe, Weights(weights), lowered=False)
-        scores[recipe.name] = exact_match(session, settings, tokenizer, problems)
+        scores[recipe.name] = exact_match(session, settings, tokenizer, asked)
     return scores
 
 
-def write_card(folder: Path, scores: dict[str, dict[str, float]], phases: Sequence[Mapping[str, object]]) -> None:
+def write_card(
+    folder: Path, reference: Reference, scores: dict[str, dict[str, float]], phases: Sequence[Mapping[str, object]]
+) -> None:
     """README.md: what the model is, how it was trained, what it scores."""
     config = open_checkpoint(folder).config
     kinds = list(scores["fp"])
@@ -107,13 +108,7 @@ A masked-diffusion language model of the {config.family} family, small enough fo
 {config.num_layers} blocks, width {config.hidden_size}, {config.num_heads} heads over {config.num_kv_heads} key/value
 heads, {config.embedding_size} embedding rows, {_parameters(folder):,} parameters in bfloat16.
 
-## Data
-
-Generated problems (`pipeline/tiny/problems.py`): sums of three-digit numbers with carries, two-step word problems,
-sorting, copying, reversing, and writing fields as JSON. Answers are worked step by step. One prompt in sixteen, by its
-hash, is held out and never trained on; `held_out.jsonl` beside this folder has 500 of them. This set of generators
-has the fingerprint {fingerprint()}; runs on another set have another one in the table below.
-
+{_data(reference)}
 ## Training
 
 `python -m pipeline.tiny.train {folder.name}`, one row a run, each from the weights of the one before:
@@ -128,7 +123,7 @@ makes the model as hard to quantise as large ones are.
 
 ## Scores
 
-Exact match on the 500 held-out problems, threshold 0.9, one block of 32. Quantised rows are round to nearest, in torch.
+Exact match on {COUNT} held-out problems, threshold 0.9, one block of 32. Quantised rows are round to nearest, in torch.
 
 | recipe | {" | ".join(kinds)} |
 |---|{"---|" * len(kinds)}
@@ -139,13 +134,23 @@ Exact match on the 500 held-out problems, threshold 0.9, one block of 32. Quanti
     )
 
 
+def _data(reference: Reference) -> str:
+    return f"""## Data
+
+Generated problems {reference.about}. Answers are worked step by step. One prompt in sixteen, by its
+hash, is held out and never trained on; `held_out.jsonl` beside this folder has {reference.held_out} of them. This set
+of generators has the fingerprint {fingerprint(reference.kinds)}; runs on another set have another one in the table
+below.
+"""
+
+
 def _parameters(folder: Path) -> int:
     return sum(math.prod(entry.shape) for entry in open_checkpoint(folder).entries.values())
 
 
-def write_held_out(path: Path) -> None:
-    """The held-out problems as a task file."""
-    lines = [json.dumps({"prompt": p.prompt, "answer": p.answer, "kind": p.kind}) for p in held_out(COUNT)]
+def write_problems(path: Path, chosen: Iterable[Problem]) -> None:
+    """A task file, on which a model can be calibrated, too."""
+    lines = [json.dumps({"prompt": p.prompt, "answer": p.answer, "kind": p.kind}) for p in chosen]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -155,19 +160,23 @@ def _write_json(path: Path, value: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["tiny-llada", "tiny-dream"])
+    parser.add_argument("name", choices=REFERENCES)
     parser.add_argument("weights", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder; its name must be the model's")
     options = parser.parse_args()
-    specials = DREAM_SPECIALS if options.name == "tiny-dream" else LLADA_SPECIALS
-    tokenizer = train_tokenizer(specials)
-    write_checkpoint(options.output, tiny_config(options.name, tokenizer), load_file(options.weights))
-    write_tokenizer(options.output, options.name, tokenizer, specials)
-    write_held_out(options.output.parent / "held_out.jsonl")
+    reference = REFERENCES[options.name]
+    tokenizer = reference.tokenizer()
+    write_checkpoint(options.output, reference.config(tokenizer), load_file(options.weights))
+    write_tokenizer(options.output, reference.family, tokenizer, reference.specials)
+    asked = held_out(reference.held_out, kinds=reference.kinds)
+    write_problems(options.output.parent / "held_out.jsonl", asked)
+    if reference.kinds is not KINDS:  # whose problems are the built-in text to calibrate on
+        drawn = problems(0, held_out=False, kinds=reference.kinds)
+        write_problems(options.output.parent / "calibration.jsonl", islice(drawn, CALIBRATION))
     with tempfile.TemporaryDirectory() as scratch:
-        scores = measure(options.output, Path(scratch))
+        scores = measure(options.output, asked[:COUNT], Path(scratch))
     print(json.dumps(scores, indent=2))  # noqa: T201
-    write_card(options.output, scores, history(options.weights))
+    write_card(options.output, reference, scores, history(options.weights))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -22,42 +22,13 @@ from torch import Tensor
 from pipeline.models.config import ModelConfig
 from pipeline.models.transformer import Transformer
 from pipeline.tiny.outliers import OutlierPressure
-from pipeline.tiny.problems import fingerprint, problems
-from pipeline.tiny.tokenizer import train_tokenizer
+from pipeline.tiny.problems import Maker, fingerprint, problems
+from pipeline.tiny.reference import REFERENCES
 
-LLADA_SPECIALS = ["<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"]
-DREAM_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
 HISTORY = "training"  # key of the weights' header
 ANSWER_REGION = 32  # longest answer canvas the models are trained on
 EXTRA_END_WEIGHT = 0.05  # loss weight of every end-of-text after the first: it teaches nothing new
 SHORT_REGION_SHARE = 0.75
-
-
-def tiny_config(name: str, tokenizer: Tokenizer) -> ModelConfig:
-    """The two shapes: LLaDA with plain heads and more embedding rows than ids, Dream with grouped heads and biases."""
-    dream = name == "tiny-dream"
-    specials = {text: i for text, i in tokenizer.get_vocab().items() if text.startswith("<|")}
-    return ModelConfig(
-        family="dream" if dream else "llada",
-        hidden_size=128,
-        intermediate_size=384,
-        num_layers=5,
-        num_heads=4,
-        num_kv_heads=2 if dream else 4,
-        head_dim=32,
-        embedding_size=384,
-        # LLaDA counts its ids, Dream its rows, as the published configs do.
-        vocab_size=384 if dream else tokenizer.get_vocab_size(),
-        max_length=256,
-        rope_theta=1e4,
-        norm_eps=1e-6 if dream else 1e-5,
-        qkv_bias=dream,
-        tied_head=False,
-        shifted_logits=dream,
-        mask_id=specials["<|mask|>" if dream else "<|mdm_mask|>"],
-        eos_id=specials["<|endoftext|>"],
-        pad_id=specials["<|endoftext|>"],
-    )
 
 
 Row = tuple[list[int], list[int], int]  # prompt, answer, tokens that the answer region has
@@ -66,8 +37,8 @@ Row = tuple[list[int], list[int], int]  # prompt, answer, tokens that the answer
 class Pool:
     """A fixed pool of encoded training problems, drawn in batches of similar length."""
 
-    def __init__(self, tokenizer: Tokenizer, count: int, seed: int) -> None:
-        drawn = list(islice(problems(seed, held_out=False), count))
+    def __init__(self, tokenizer: Tokenizer, kinds: Mapping[str, Maker], count: int, seed: int) -> None:
+        drawn = list(islice(problems(seed, held_out=False, kinds=kinds), count))
         self.prompts = [e.ids for e in tokenizer.encode_batch([p.prompt for p in drawn])]
         self.answers = [e.ids for e in tokenizer.encode_batch([p.answer for p in drawn])]
 
@@ -139,7 +110,7 @@ def train(config: ModelConfig, tokenizer: Tokenizer, options: argparse.Namespace
     model.to(device)
     pressure = OutlierPressure(model, options.outlier_target)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=options.decay)
-    pool = Pool(tokenizer, options.pool, seed=options.seed + 1)
+    pool = Pool(tokenizer, REFERENCES[options.name].kinds, options.pool, seed=options.seed + 1)
     batches = pool.batches(config, options.batch, options.seed + 2 + options.first_step)
     started = time.time()
     running = 0.0
@@ -169,7 +140,8 @@ def phase_of(options: argparse.Namespace, last_step: int) -> dict[str, str | int
     """What one run of this script did, for the model card."""
     names = ("seed", "batch", "lr", "decay", "pool", "outliers", "outlier_target", "device")
     numbers = {name: getattr(options, name) for name in names}
-    return {"first_step": options.first_step, "last_step": last_step, "problems": fingerprint(), **numbers}
+    drawn = fingerprint(REFERENCES[options.name].kinds)
+    return {"first_step": options.first_step, "last_step": last_step, "problems": drawn, **numbers}
 
 
 def history(weights: Path | None) -> list[dict[str, str | int | float]]:
@@ -189,7 +161,7 @@ def save(path: Path, model: Transformer, phases: list[dict[str, str | int | floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=["tiny-llada", "tiny-dream"])
+    parser.add_argument("name", choices=REFERENCES)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=256)
@@ -204,9 +176,9 @@ def main() -> None:
     parser.add_argument("--first-step", type=int, default=0, help="step of that snapshot, for the schedule")
     parser.add_argument("--snapshot", type=Path)
     options = parser.parse_args()
-    tokenizer = train_tokenizer(DREAM_SPECIALS if options.name == "tiny-dream" else LLADA_SPECIALS)
-    config = tiny_config(options.name, tokenizer)
-    model = train(config, tokenizer, options)
+    reference = REFERENCES[options.name]
+    tokenizer = reference.tokenizer()
+    model = train(reference.config(tokenizer), tokenizer, options)
     save(options.output, model, [*history(options.start), phase_of(options, options.steps)])
 
 

@@ -88,6 +88,7 @@ def test_parts_that_were_not_asked_for_stay_where_they_are(
             "sizes": {},
             "made_with": {},
             "threads": 1,
+            "task": "built-in problems",
         }
 
     monkeypatch.setattr(parts, "study", measured)

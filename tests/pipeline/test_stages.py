@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -258,6 +259,7 @@ def test_rows_that_cannot_fill_a_hessian_are_told(
     learned = {True: "learned from 80 rows for 96 channels: more with --set calibration.samples=10"}
     learned[False] = "learned from 80 rows"
     assert line.partition("; learned")[2] == (learned[advised].removeprefix("learned") if advised is not None else "")
+    assert bool(re.search(r"; \d+\.\d s a block; learned", line)) == (advised is not None)
 
 
 @pytest.mark.parametrize(

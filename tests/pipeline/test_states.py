@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from pipeline.calibration.states import States, builtin_corpus, noised_states
 from pipeline.models.config import ModelConfig
 from pipeline.tiny.problems import Problem, is_held_out
+from pipeline.tiny.reference import LLADA_SPECIALS
 from pipeline.tiny.tokenizer import train_tokenizer
-from pipeline.tiny.train import LLADA_SPECIALS
 from tests.pipeline.models.folders import make_config
 
 

@@ -18,8 +18,8 @@ from pipeline.calibration.states import States, builtin_corpus, noised_states
 from pipeline.errors import InputRefused
 from pipeline.models.config import ModelConfig
 from pipeline.recipe import Calibration
+from pipeline.tiny.reference import LLADA_SPECIALS
 from pipeline.tiny.tokenizer import train_tokenizer
-from pipeline.tiny.train import LLADA_SPECIALS
 from tests.pipeline.models.folders import make_config
 
 WORDS = "sort 3 1 2: copy abc: 7+5=12;4+8=13;"

@@ -30,6 +30,7 @@ def page(cells: list[Any] = CELLS, impossible: list[Any] = IMPOSSIBLE) -> dict[s
         "findings": findings(found),
         "sizes": asdict(Sizes()),
         "threads": 3,
+        "task": "items.jsonl",
         "made_with": {"torch": "2"},
     }
 
