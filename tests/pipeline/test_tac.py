@@ -1,28 +1,19 @@
 """TAC from the canvases to the ONNX file, and what it wins on attention whose probabilities have four bits."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
-import torch
-from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
-from passes.graph import is_call
-from passes.quantize_attention import quantized_attention
-from passes.solvers.tac import covariance, error, identity, moments, paired
+from bench.tac import SHOTS, gains
 from pipeline.__main__ import main
-from pipeline.calibrate import float_pieces
 from pipeline.calibration.corpus import calibration_states
-from pipeline.calibration.states import Sample, States, builtin_corpus, encode_pair, make_states
-from pipeline.calibration.stream import Stream
-from pipeline.capture import ENDS, constants
 from pipeline.folder import MODEL, read_job
 from pipeline.models import BUILTIN
-from pipeline.models.checkpoint import Checkpoint, open_checkpoint
+from pipeline.models.checkpoint import open_checkpoint
 from pipeline.quantize import Weights, write_weights
 from pipeline.recipe import Calibration
 from pipeline.recipe_file import parse_recipe
@@ -34,8 +25,6 @@ from tests.pipeline.fitted import quick_recipe
 
 Made = Callable[..., Path]
 Out = pytest.CaptureFixture[str]
-
-SHOTS = 12  # of some 30 tokens
 
 FAST = (*LOOSE, *QUICK, "star.transform=hadamard")  # nothing is trained
 
@@ -92,75 +81,14 @@ def test_every_block_of_a_trained_model_gains(form: str, tmp_path: Path) -> None
     assert all(0 < share < 1 for share in shares.values()), shares
 
 
-class Rounded(Interpreter):
-    """Runs a block in float; keeps attention's output, and what it is with probabilities on the fixed grid."""
-
-    def run_node(self, n: Node) -> Any:
-        if is_call(n, torch.ops.aten.scaled_dot_product_attention.default):
-            q, k, v, visible = self.fetch_args_kwargs_from_env(n)[0]
-            self.full, self.quantized = (
-                quantized_attention(q, k, v, visible, prob_bits=bits).transpose(1, 2).flatten(2) for bits in (16, 4)
-            )
-        return super().run_node(n)
-
-
-def long_canvases(checkpoint: Checkpoint, count: int, seed: int, *, held_out: bool) -> States:
-    """A problem with as many solved ones before it as the model takes; its answer is noised."""
-    tokenizer, config = checkpoint.tokenizer(), checkpoint.config
-    corpus = builtin_corpus(count * SHOTS, seed, held_out=held_out)
-    pairs = [encode_pair(problem.prompt, problem.answer, tokenizer, config) for problem in corpus]
-    samples = []
-    for first in range(0, len(pairs), SHOTS):
-        *solved, last = pairs[first : first + SHOTS]
-        before = [token for pair in solved for token in pair.ids[:-1]][len(last.ids) - config.max_length :]
-        samples.append(Sample([*before, *last.ids], len(before) + last.start))
-    return make_states(samples, config, seed=seed, noised=True)
-
-
-def attention_rows(block: GraphModule, stream: Stream) -> tuple[Tensor, Tensor]:
-    found = []
-    for batch in stream:
-        seen = Rounded(block)
-        seen.run(*batch.inputs)
-        found.append((seen.full[batch.valid], seen.quantized[batch.valid]))
-    full, quantized = zip(*found, strict=True)
-    return torch.cat(full), torch.cat(quantized)
-
-
-@torch.no_grad()
-def gains(checkpoint: Checkpoint, count: int) -> Iterator[dict[str, float]]:
-    """By how much each form divides the squared error, block by block, on canvases of other problems."""
-    frequencies = constants(checkpoint.config)["rope_frequencies"]
-    streams = [
-        Stream(long_canvases(checkpoint, count, 1, held_out=False), frequencies),
-        Stream(long_canvases(checkpoint, count // 2, 2, held_out=True), frequencies),
-    ]
-    for piece, graph in float_pieces(checkpoint):
-        for stream in streams:
-            if piece.name == ENDS:
-                stream.enter(graph)
-        if piece.name == ENDS:
-            continue
-        (rows, others), width = (attention_rows(graph, stream) for stream in streams), checkpoint.config.hidden_size
-        narrow, wide, test = moments(*rows, 16), moments(*rows, width), moments(*others, 16)
-        before = error(identity(width, 16), test)
-        yield {
-            "covariance": before / error(covariance(narrow, rho=3e-4, eta=0.15, alpha=0.55), test),
-            "paired": before / error(paired(narrow, rho=3e-4, alpha=0.0), test),
-            "paired, all channels": before / error(paired(wide, rho=3e-4, alpha=0.0), moments(*others, width)),
-        }
-        for stream in streams:
-            stream.compute(graph)
-            stream.advance()
-
-
 @pytest.mark.parametrize("name", BUILTIN)
 def test_long_rows_gain_three_times(name: str) -> None:
     """Some 256 tokens: what is lost is the many probabilities below half a step, whose sum no row is without.
 
-    On problems of 31 tokens few are that small, the error is noise, and no affine map wins more than 1.7 times.
+    On problems of 31 tokens few are that small, the error is noise, and no affine map wins as much
+    (`bench/results/tac.json`).
     """
-    found = list(gains(open_checkpoint(BUILTIN[name]), 16))
-    for block in found:
-        assert 1.5 <= block["covariance"] < block["paired"] < block["paired, all channels"]
-        assert block["paired, all channels"] >= 3
+    for block in gains(open_checkpoint(BUILTIN[name]), SHOTS["long"], 16):
+        assert 1.5 <= block["covariance 16"] < block["paired 16"] < block["paired 128"]
+        assert block["paired 128"] >= 3
+        assert block["lost"] > 0.1
