@@ -15,6 +15,7 @@ from pipeline.study.plots import STEPS
 from pipeline.study.subject import Sizes
 
 PAPER, PLUS = "star-w4a4", "star-plus-w4a4"
+FEW = "calibration.samples=128"  # as many as the paper's: a quarter of the recipe's, and of its time
 ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scale=unit")  # 15 steps on [0, 1]
 BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
 
@@ -26,6 +27,9 @@ WITHOUT = {
     "no TAC": ("tac.form=none",),
     "no SGAT": ("star.transform=hadamard", "star.gate=false"),
 }
+PUBLISHED = {
+    "as published": (FEW, "star.share=32", "star.init=random", "star.balance=none", "star.weights=rtn"),
+}
 BLOCKS = {f"TAC blocks of {size}": (f"tac.block={size}",) for size in (4, 8, 32, 64)}
 SHARES = {f"1/{share} a state": (f"star.share={share}",) for share in (16, 32, 64)}
 CHANGED = {
@@ -34,7 +38,7 @@ CHANGED = {
     "random first": ("star.init=random",),
     "weights to nearest": ("star.weights=rtn",),
     "TAC paired": ("tac.form=paired",),
-    "128 canvases": ("calibration.samples=128",),
+    "channels as they are": ("star.balance=none",),
 }
 STEPS_BACK = {
     "random first": ("star.init=random",),
@@ -66,7 +70,7 @@ PARTS = {
     ),
     "paper": Part(
         why="STaR-Quant, and without its parts, W4A4",
-        variants=variants(PAPER, WITHOUT),
+        variants=variants(PAPER, WITHOUT | PUBLISHED),
         seeds="3",
         tasks=("nll", "agreement", "match"),
     ),
@@ -96,9 +100,9 @@ PARTS = {
         steps=True,
     ),
     "ablation": Part(
-        why="STaR-Quant with one thing changed, W4A4",
+        why="STaR-Quant with one thing changed, on 128 canvases, W4A4",
         models=LLADA,
-        variants=variants(PAPER, CHANGED | BLOCKS | SHARES),
+        variants=variants(PAPER, CHANGED | BLOCKS | SHARES, FEW),
         tasks=("nll", "agreement"),
     ),
     "steps": Part(
@@ -108,9 +112,9 @@ PARTS = {
         tasks=("nll", "agreement"),
     ),
     "attention": Part(
-        why="STaR-Quant with values and probabilities of attention at 4 bits",
+        why="STaR-Quant with values and probabilities of attention at 4 bits, on 128 canvases",
         models=LLADA,
-        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, *ATTENTION),
+        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, FEW, *ATTENTION),
         tasks=("nll", "agreement"),
     ),
 }
