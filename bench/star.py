@@ -5,7 +5,6 @@ denoising step to `star.png`. Rows are compared with full precision and, paired,
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from bench.parts import Part, measure_parts
 from bench.record import RESULTS
@@ -20,7 +19,6 @@ ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scal
 BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
 
 LLADA = ("builtin:tiny-llada",)
-UNSEEN = Path("bench/unseen")  # a model, its problems and text to calibrate on, which no method was tuned on
 
 # What is taken away or changed. The paper's are blocks of 16 channels, 1/32 of the coordinates a state, a random start.
 WITHOUT = {
@@ -79,17 +77,6 @@ PARTS = {
         variants={recipe: Variant(recipe=recipe) for recipe in ("star-w8a8", PLUS, PAPER)},
         tasks=("match",),
         sizes=Sizes(problems=2000),
-    ),
-    "unseen": Part(
-        why="The same on a model of other problems and another vocabulary, which no method was tuned on, W4A4",
-        models=(str(UNSEEN / "tiny-unseen"),),
-        bits=("w4a4",),
-        methods=BEFORE,
-        variants={recipe: Variant(recipe=recipe) for recipe in (PLUS, PAPER)},
-        tasks=("nll", "agreement", "match"),
-        sizes=Sizes(problems=2000),
-        task=UNSEEN / "held_out.jsonl",
-        sets=(f"calibration.source=file:{UNSEEN / 'calibration.jsonl'}",),
     ),
     "trajectory": Part(
         why="Hidden states, tokens and masks by denoising step, W4A4",
