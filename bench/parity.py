@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.record import write_result
-from pipeline.backends.backend import Feeds, Record, Session
+from pipeline.backends.backend import Feeds, FullPasses, Record, Session
 from pipeline.backends.ort import open_session
 from pipeline.folder import MODEL
 from pipeline.lower import write_onnx
@@ -50,14 +50,14 @@ class Parting:
     to_threshold: float
 
 
-class _Watched:
-    """A session that keeps the records of its passes."""
+class _Watched(FullPasses):
+    """A session that keeps the records of its passes, all of them full."""
 
     def __init__(self, inner: Session) -> None:
         self.inner, self.top_k = inner, inner.top_k
         self.records: list[Record] = []
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         self.records.append(self.inner.run(feeds))
         return self.records[-1]
 

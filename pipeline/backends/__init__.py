@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from pipeline.backends import eager, ort
-from pipeline.backends.backend import Feeds, Record, Session
+from pipeline.backends.backend import Cache, Feeds, Record, Session
 
 BACKENDS: dict[str, Callable[..., Session]] = {
     "eager": eager.open_transformer,
     "ort": ort.open_session,
 }
 
-__all__ = ["BACKENDS", "Feeds", "Record", "Session"]
+__all__ = ["BACKENDS", "Cache", "Feeds", "Record", "Session"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.backends.backend import OUTPUTS, Feeds, Record
+from pipeline.backends.backend import OUTPUTS, Feeds, FullPasses, Record
 
 if TYPE_CHECKING:
     import torch
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     Graph = Callable[..., Sequence[torch.Tensor]]
 
 
-class EagerSession:
-    """Any callable with the graph's six inputs and five outputs, maybe more, as a `Session`."""
+class EagerSession(FullPasses):
+    """Any callable with the graph's six inputs and five outputs, maybe more, as a `Session` without a cache."""
 
     def __init__(self, graph: Graph, *, top_k: int, device: str = "cpu") -> None:
         self.graph: Graph | None = graph
         self.top_k = top_k
         self.device = device
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         import torch
 
         if self.graph is None:

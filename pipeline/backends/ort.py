@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.backends.backend import OUTPUTS, Feeds, Record
+from pipeline.backends.backend import OUTPUTS, Feeds, FullPasses, Record
 from pipeline.backends.precheck import precheck
 from pipeline.errors import EnvironmentFault, InputRefused, WillNotFit
 
@@ -22,14 +22,14 @@ ELEMENTS = {
 }
 
 
-class OrtSession:
+class OrtSession(FullPasses):
     """An opened model with the graph's six inputs and five outputs."""
 
     def __init__(self, inner: Any, top_k: int) -> None:
         self.inner = inner
         self.top_k = top_k
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         if self.inner is None:
             raise ValueError("this session was closed")
         from onnxruntime.capi import onnxruntime_pybind11_state as state

@@ -21,7 +21,7 @@ from passes.methods import METHODS
 from passes.quant_spec import HEAD
 from passes.rotate_stream import stream_rotation
 from passes.widen_floats import WidenFloats
-from pipeline.backends.backend import OUTPUTS, Feeds, Record
+from pipeline.backends.backend import OUTPUTS, Feeds, FullPasses, Record
 from pipeline.backends.eager import transformer_graph
 from pipeline.capture import materialise
 from pipeline.errors import ValidationFailed
@@ -47,7 +47,7 @@ class Observation:
     hidden: Tensor
 
 
-class Probe:
+class Probe(FullPasses):
     """A `Session` that can be looked into; `original` takes what the graph calls hidden to the model's coordinates."""
 
     def __init__(self, graph: Graph, *, top_k: int, original: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -70,8 +70,7 @@ class Probe:
                 hidden=hidden if self.original is None else self.original(hidden),
             )
 
-    def run(self, feeds: Feeds) -> Record:
-        """One forward pass, as any session gives it."""
+    def full_pass(self, feeds: Feeds) -> Record:
         return self.observe(feeds).record
 
     def close(self) -> None:

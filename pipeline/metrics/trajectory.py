@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from pipeline.backends.backend import Feeds, Ids, Record
+from pipeline.backends.backend import Feeds, FullPasses, Ids, Record
 from pipeline.metrics.probe import Probe
 from pipeline.metrics.sums import Sums
 from pipeline.runner import GenerateOptions, Settings, Step, generate
@@ -86,7 +86,7 @@ class _Pass:
             yield place, _Rows(hidden=hidden[:length], ids=ids[:length], best=best[:length])
 
 
-class _Recorder:
+class _Recorder(FullPasses):
     """A session that asks the probe for all rows, answers with those that were wanted, and keeps every pass."""
 
     def __init__(self, probe: Probe) -> None:
@@ -94,7 +94,7 @@ class _Recorder:
         self.passes: list[_Pass] = []
         self.taken: dict[int, int] = {}
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         whole = replace(feeds, head_index=feeds.position_ids)
         found, record = _Pass.of(self.probe, whole, [])
         self.passes.append(found)

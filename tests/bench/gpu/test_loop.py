@@ -14,7 +14,7 @@ from bench.gpu.model import Model
 from bench.gpu.operands import Draws
 from bench.gpu.quantized import QuantizedModel
 from bench.gpu.shapes import TINY_DREAM, TINY_LLADA, ModelShape
-from pipeline.backends.backend import Feeds, Record
+from pipeline.backends.backend import Feeds, FullPasses, Record
 from pipeline.runner import GenerateOptions, Settings, generate
 
 SCHEDULE = Schedule(canvas=40, generated=24, block=8, steps=4)
@@ -72,7 +72,7 @@ def test_the_cache_is_stale_between_full_passes(simulated: Machine) -> None:
     assert plain_loop(model, prompt.tolist(), SCHEDULE, True) != plain_loop(model, prompt.tolist(), SCHEDULE, False)
 
 
-class _Session:
+class _Session(FullPasses):
     """The measured model as the runner sees one."""
 
     top_k = 1
@@ -80,7 +80,7 @@ class _Session:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         ids, positions, rows = (
             torch.from_numpy(array[0]) for array in (feeds.input_ids, feeds.position_ids, feeds.head_index)
         )

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from passes.graph import set_attributes
-from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds, Record
+from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds, FullPasses, Record
 from pipeline.backends.ort import OrtSession, open_session
 from pipeline.errors import ValidationFailed
 from pipeline.runner.loop import BANNED
@@ -48,7 +48,7 @@ def test_what_is_recorded_replays(lowered: Lowered, session: OrtSession, tmp_pat
     assert all(replay.wrong_ids == 0 for replay in torch_too)
 
 
-class OtherMachine:
+class OtherMachine(FullPasses):
     """Torch, rounding otherwise on every operation, as much as ours is taken to."""
 
     top_k = 8
@@ -57,7 +57,7 @@ class OtherMachine:
         self.graph, self.seed, self.scale = graph, seed, scale
 
     @torch.no_grad()
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         draw = torch.Generator().manual_seed(self.seed)
         inputs = [torch.from_numpy(array) for array in feeds.as_dict().values()]
         outputs = Rounded(self.graph, draw=draw, scale=self.scale).run(*inputs)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import plugins
-from pipeline.backends.backend import Feeds, Record
+from pipeline.backends.backend import Feeds, FullPasses, Record
 from pipeline.validation.feeds import Scored
 from pipeline.validation.quality import compare, masked_nll
 
@@ -24,13 +24,13 @@ def record_of(logits: torch.Tensor, top_k: int = K) -> Record:
     return Record(**{name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)})
 
 
-class Fixed:
+class Fixed(FullPasses):
     """A session whose logits are given."""
 
     def __init__(self, logits: torch.Tensor, top_k: int = K) -> None:
         self.logits, self.top_k = logits, top_k
 
-    def run(self, feeds: Feeds) -> Record:
+    def full_pass(self, feeds: Feeds) -> Record:
         return record_of(self.logits, self.top_k)
 
     def close(self) -> None:
