@@ -40,6 +40,7 @@ INSTALLED_BY = {
     **dict.fromkeys(("huggingface_hub", "datasets"), "dllmc[hf]"),
     "matplotlib": "dllmc[study]",
     "ray": "dllmc[ray]",
+    "jinja2": "dllmc[chat]",
 }
 # How libraries say in words what Python says with MemoryError and ENOSPC.
 NO_MEMORY_WORDS = (
