@@ -17,32 +17,74 @@ if TYPE_CHECKING:
 
 CONFIG_VERSION = 1
 LOWEST_TEMPERATURE = 1e-3  # below it logits / T leaves the range of float32
+EOS_MODES = ("none", "forbid", "last", "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """How to denoise; `steps` None means one step a token at most."""
+    """How to denoise.
 
-    gen_length: int = 32
+    `gen_length` None lets the canvas grow block by block until an end-of-text; `steps` None means one step a token at
+    most. `refresh_every` counts blocks between full passes, `vicinity` the rows left and right of the block that a
+    block pass recomputes too; `exact` makes every pass a full one. `guidance` 0 is none. `monitor` adds a block pass
+    before each refresh and reports how far the two agree; it changes no token.
+    """
+
+    gen_length: int | None = 32
     block_length: int = 32
     steps: int | None = None
     policy: str = "threshold"
     threshold: float = 0.9
+    factor: float = 1.0
+    entropy_bound: float = 0.1
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    eos: str = "none"
+    eos_threshold: float = 0.9
+    edit: float | None = None
+    exact: bool = False
+    refresh_every: int = 1
+    vicinity: tuple[int, int] = (0, 0)
+    guidance: float = 0.0
+    stop: tuple[str, ...] = ()
+    monitor: bool = False
 
     def check(self) -> None:
         """Raise UsageFault for a value that cannot be meant."""
-        for name in ("gen_length", "block_length", "steps"):
+        for name in ("gen_length", "block_length", "steps", "refresh_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageFault(f"{name} is {value}; expected 1 or more")
+        self._check_names()
+        self._check_numbers()
+        if self.steps is not None and self.gen_length is None:
+            raise UsageFault(f"steps is {self.steps} without a gen_length to share them over; pass gen_length, too")
+        if "" in self.stop:
+            raise UsageFault("stop holds an empty text, which would stop every answer at once; leave it out")
+
+    def _check_names(self) -> None:
         if self.policy not in POLICIES:
             near = difflib.get_close_matches(self.policy, POLICIES, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageFault(f"unknown policy {self.policy!r}; known: {', '.join(POLICIES)}{hint}")
-        if not 0.0 < self.threshold <= 1.0:
-            raise UsageFault(f"threshold is {self.threshold}; expected more than 0 and at most 1")
+        if self.eos not in EOS_MODES:
+            raise UsageFault(f"unknown eos mode {self.eos!r}; known: {', '.join(EOS_MODES)}")
+
+    def _check_numbers(self) -> None:
+        for name in ("threshold", "top_p", "eos_threshold", "edit"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value <= 1.0:
+                raise UsageFault(f"{name} is {value}; expected more than 0 and at most 1")
+        for name in ("factor", "repetition_penalty"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise UsageFault(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("entropy_bound", "guidance"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UsageFault(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if min(self.vicinity) < 0:
+            raise UsageFault(f"vicinity is {self.vicinity}; expected 0 or more rows left and right")
         if not (self.temperature == 0.0 or LOWEST_TEMPERATURE <= self.temperature < math.inf):
             raise UsageFault(
                 f"temperature is {self.temperature}; expected 0 (the best token) or at least {LOWEST_TEMPERATURE}"
@@ -99,13 +141,19 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-# Annotations are strings here (PEP 563), which is what makes this table possible on every Python.
+# Annotations are strings here (PEP 563), which is what makes these tables possible on every Python.
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
     "bool": (bool,),
     "float": (float, int),
+    "float | None": (float, int, type(None)),
     "str": (str,),
+}
+# Lists of JSON: the type of an element and how many there are, None for any number.
+_LISTS: dict[str, tuple[type, int | None]] = {
+    "tuple[int, int]": (int, 2),
+    "tuple[str, ...]": (str, None),
 }
 
 
@@ -118,9 +166,17 @@ def _checked(content: dict[str, Any], target: type[Settings | GenerateOptions], 
         raise InputRefused(f"{where}: key {missing[0]!r} is missing")
     for name, value in content.items():
         kind = str(wanted[name].type)
-        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+        if not (_is_list(value, *_LISTS[kind]) if kind in _LISTS else _is_scalar(value, kind)):
             raise InputRefused(f"{where}: {name} is {value!r}; expected {kind}")
-    return content
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
+def _is_scalar(value: Any, kind: str) -> bool:
+    return isinstance(value, _TYPES[kind]) and (not isinstance(value, bool) or kind == "bool")
+
+
+def _is_list(value: Any, element: type, count: int | None) -> bool:
+    return isinstance(value, list) and count in (None, len(value)) and all(type(each) is element for each in value)
 
 
 def _check_sizes(settings: Settings, path: Path) -> None:

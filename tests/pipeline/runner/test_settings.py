@@ -1,12 +1,13 @@
 """config.json of a bundle, there and back, and everything that can be wrong with it."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputRefused
+from pipeline.errors import InputRefused, UsageFault
 from pipeline.runner import GenerateOptions, Settings, read_settings
 from tests.pipeline.random_models import tiny
 
@@ -31,6 +32,60 @@ def test_generation_has_defaults(path):
     assert read_settings(path).generation == GenerateOptions(gen_length=5)
 
 
+def test_lists_come_back_as_they_were(path):
+    chosen = GenerateOptions(
+        gen_length=None, vicinity=(16, 8), stop=("\n\n", "Question:"), edit=0.5, eos="last", exact=True
+    )
+    settings = Settings.of_model(tiny(shifted=False).config, generation=chosen)
+    path.write_text(json.dumps(settings.as_json()))
+    assert read_settings(path).generation == chosen
+
+
+def test_a_config_of_before_there_was_a_cache_is_read(path):
+    old = {"gen_length": 9, "block_length": 3, "steps": None, "policy": "quota", "threshold": 0.5}
+    old |= {"temperature": 0.0, "seed": 0}
+    path.write_text(json.dumps({**GOOD, "generation": old}))
+    assert read_settings(path).generation == GenerateOptions(
+        gen_length=9, block_length=3, policy="quota", threshold=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"gen_length": 0}, "gen_length is 0"),
+        ({"block_length": 0}, "block_length is 0"),
+        ({"block_length": -1}, "block_length is -1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 4, "gen_length": None}, "without a gen_length"),
+        ({"refresh_every": 0}, "refresh_every is 0"),
+        ({"policy": "treshold"}, "did you mean threshold"),
+        ({"eos": "always"}, "none, forbid, last, threshold"),
+        ({"threshold": 0.0}, "threshold is 0.0"),
+        ({"threshold": 1.5}, "threshold is 1.5"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"eos_threshold": 2.0}, "eos_threshold is 2.0"),
+        ({"edit": 0.0}, "edit is 0.0"),
+        ({"factor": 0.0}, "factor is 0.0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ({"entropy_bound": -0.1}, "entropy_bound is -0.1"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"vicinity": (0, -1)}, "vicinity is"),
+        ({"stop": ("a", "")}, "empty text"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 1e-9}, "temperature is 1e-09"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_usage_faults(options, why):
+    GenerateOptions().check()
+    with pytest.raises(UsageFault, match=why):
+        GenerateOptions(**options).check()
+
+
 WRONG = {
     "no object": [],
     "no version": {key: value for key, value in GOOD.items() if key != "dllmc_config"},
@@ -49,6 +104,10 @@ WRONG = {
     "generation with an unknown key": {**GOOD, "generation": {"tau": 0.9}},
     "generation with a wrong type": {**GOOD, "generation": {"steps": 1.5}},
     "generation that cannot be meant": {**GOOD, "generation": {"threshold": 0}},
+    "generation with a number for a list": {**GOOD, "generation": {"vicinity": 3}},
+    "generation with too short a list": {**GOOD, "generation": {"vicinity": [3]}},
+    "generation with a list of bools": {**GOOD, "generation": {"vicinity": [True, False]}},
+    "generation with a text for a list": {**GOOD, "generation": {"stop": "ab"}},
     "generation with an unknown policy": {**GOOD, "generation": {"policy": "best"}},
 }
 
@@ -72,6 +131,16 @@ def test_absent_or_no_json_is_refused(path):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3
 )
+
+
+@given(st.sampled_from([field.name for field in fields(GenerateOptions)]), JSON)
+def test_any_value_of_any_option_is_read_or_refused(tmp_path_factory, key, value):
+    path = tmp_path_factory.mktemp("settings") / "config.json"
+    path.write_text(json.dumps({**GOOD, "generation": {key: value}}))
+    try:
+        hash(read_settings(path).generation)
+    except InputRefused as fault:
+        assert "config.json" in str(fault)
 
 
 @given(st.sampled_from(sorted(GOOD)), JSON)
