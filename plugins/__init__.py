@@ -15,6 +15,7 @@ from plugins.fake_quant import FAKE_QUANT
 from plugins.head import HEAD
 from plugins.int4_linear import INT4_LINEAR
 from plugins.int8_linear import INT8_LINEAR
+from plugins.log_probability import LOG_PROBABILITY
 from plugins.op import Op
 from plugins.prepare import PREPARE
 from plugins.quantize import QUANTIZE
@@ -27,6 +28,7 @@ OPS: dict[str, Op] = {
     "int8_linear": INT8_LINEAR,
     "head": HEAD,
     "record": RECORD,
+    "log_probability": LOG_PROBABILITY,
     "rotate": ROTATE,
     "fake_quant": FAKE_QUANT,
     "dequantize": DEQUANTIZE,
