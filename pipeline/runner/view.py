@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from pipeline.runner.loop import Step
+if TYPE_CHECKING:
+    from pipeline.runner.results import Step
+
+Decode = Callable[[Sequence[int]], str]
+Run = tuple[str, str]  # a text, and the parameters of the ANSI sequence that colours it; "" is the terminal's own
 
 REDRAW_SECONDS = 1 / 30
 HOLE, PLAIN_HOLE = "\u2591", "_"
+DIM = "2"
+# Least confidence -> colour: green, yellow, red. What was never proposed (forced, or behind an end) has none.
+SHADES = ((0.9, "32"), (0.6, "33"), (0.0, "31"))
 
 
 def printable(text: str) -> str:
@@ -20,58 +28,109 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.replace("\t", " "))
 
 
+def has_colour(stream: TextIO) -> bool:
+    """Whether colours may be written: to a terminal, unless NO_COLOR (no-color.org) or TERM=dumb forbids it."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def shade_of(confidence: float) -> str:
+    """The colour of a committed id; NaN has none."""
+    return next((shade for least, shade in SHADES if confidence >= least), "")
+
+
 def draw_canvas(
-    region: Sequence[int], *, mask_id: int, eos_id: int, decode: Callable[[Sequence[int]], str], hole: str = HOLE
-) -> str:
-    """Text of a region: committed runs decoded, one `hole` a mask, nothing for end-of-text."""
-    parts = []
-    for kind, run in groupby(region, key=lambda i: "hole" if i == mask_id else "end" if i == eos_id else "text"):
-        ids = list(run)
+    region: Sequence[int],
+    shades: Sequence[str],
+    *,
+    mask_id: int,
+    eos_id: int,
+    decode: Decode,
+    hole: str = HOLE,
+) -> list[Run]:
+    """A region as coloured text: committed runs decoded, one `hole` a mask, nothing for end-of-text."""
+    runs: list[Run] = []
+    kinds = ["hole" if i == mask_id else "end" if i == eos_id else "text" for i in region]
+    for kind, places in groupby(range(len(region)), key=kinds.__getitem__):
+        at = list(places)
         if kind == "hole":
-            parts.append(hole * len(ids))
+            runs.append((hole * len(at), DIM))
         elif kind == "text":
-            parts.append(printable(decode(ids)))
-    return "".join(parts)
+            runs.extend(_shaded([region[i] for i in at], [shades[i] for i in at], decode))
+    return runs
 
 
-def wrap(text: str, columns: int) -> list[str]:
+def _shaded(ids: Sequence[int], shades: Sequence[str], decode: Decode) -> Iterator[Run]:
+    """The text of ids that stand together, cut where the colour changes; never inside a letter of several ids."""
+    text, start = decode(ids), 0
+    for end in range(1, len(ids) + 1):
+        if end < len(ids) and shades[end] == shades[end - 1]:
+            continue
+        known = len(text) if end == len(ids) else len(decode(ids[:end]).rstrip("\ufffd"))
+        stop = max(start, min(known, len(text)))
+        if stop > start:
+            yield printable(text[start:stop]), shades[end - 1]
+        start = stop
+
+
+def wrap(runs: Sequence[Run], columns: int) -> list[list[Run]]:
     """Lines of at most `columns` terminal cells; wide characters take two, combining ones none."""
-    lines = []
-    for paragraph in text.split("\n"):
-        line, used = "", 0
-        for c in paragraph:
-            cells = 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-            if used + cells > columns:
-                lines.append(line)
-                line, used = "", 0
-            line, used = line + c, used + cells
-        lines.append(line)
+    lines: list[list[Run]] = [[]]
+    used = 0
+    for c, shade in ((c, shade) for text, shade in runs for c in text):
+        cells = 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        if c == "\n" or used + cells > columns:
+            lines.append([])
+            used = 0
+        if c != "\n":
+            lines[-1].append((c, shade))
+            used += cells
     return lines
 
 
-class CanvasView:
-    """Redraws one request in place on a terminal; `erase` leaves the terminal as it was."""
+def paint(runs: Sequence[Run], *, colour: bool) -> str:
+    """One line as it is written to the terminal."""
+    parts = []
+    for shade, together in groupby(runs, key=lambda run: run[1]):
+        text = "".join(c for c, _ in together)
+        parts.append(f"\x1b[{shade}m{text}\x1b[0m" if colour and shade else text)
+    return "".join(parts)
 
-    def __init__(self, stream: TextIO, *, mask_id: int, eos_id: int, decode: Callable[[Sequence[int]], str]) -> None:
+
+class CanvasView:
+    """Redraws one request in place on a terminal, confidence by colour; `erase` leaves the terminal as it was."""
+
+    def __init__(
+        self, stream: TextIO, *, mask_id: int, eos_id: int, decode: Decode, colour: bool | None = None
+    ) -> None:
         self.stream = stream
         self.mask_id, self.eos_id, self.decode = mask_id, eos_id, decode
+        self.colour = has_colour(stream) if colour is None else colour
         self.hole = HOLE if (stream.encoding or "").lower().startswith("utf") else PLAIN_HOLE
+        self.shades: list[str] = []
         self.lines_up = 0
         self.drawn = -REDRAW_SECONDS
 
     def __call__(self, step: Step) -> None:
+        self.shades += [""] * (len(step.region) - len(self.shades))  # a canvas may grow
+        for position, confidence in zip(step.committed.tolist(), step.confidences.tolist(), strict=True):
+            self.shades[position] = shade_of(confidence)
         now = time.monotonic()
         if now - self.drawn < REDRAW_SECONDS and not step.finished:
             return
         self.drawn = now
-        text = draw_canvas(
-            step.region.tolist(), mask_id=self.mask_id, eos_id=self.eos_id, decode=self.decode, hole=self.hole
+        runs = draw_canvas(
+            step.region.tolist(),
+            self.shades,
+            mask_id=self.mask_id,
+            eos_id=self.eos_id,
+            decode=self.decode,
+            hole=self.hole,
         )
         columns, rows = shutil.get_terminal_size()
         # The last cell of a row makes some terminals wrap at once, and a row that scrolled away cannot be redrawn.
-        lines = wrap(text, max(columns - 1, 2))[-max(rows - 1, 1) :]
+        lines = wrap(runs, max(columns - 1, 2))[-max(rows - 1, 1) :]
         self.erase()
-        self.stream.write("\n".join(lines))
+        self.stream.write("\n".join(paint(line, colour=self.colour) for line in lines))
         self.stream.flush()
         self.lines_up = len(lines) - 1
 
