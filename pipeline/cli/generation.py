@@ -1,4 +1,4 @@
-"""The options of generation that `dllmc run` and `dllmc eval` share; those not given keep the bundle's defaults."""
+"""The options of generation that all commands share; those not given keep the bundle's defaults."""
 
 from __future__ import annotations
 
@@ -12,16 +12,56 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+GROWING = "auto"
+POLICY_NAMES = (
+    "quota, threshold, factor, entropy_bound, quota_or_threshold, margin, maskgit, entropy, origin, random, local_leap"
+)
+
+
+class Length(click.ParamType):
+    """A number of tokens, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        if value == GROWING:
+            return GROWING
+        return click.IntRange(min=1).convert(value, parameter, context)
+
+
 OPTIONS = (
-    click.option("--gen-length", type=click.IntRange(min=1), help="Tokens to generate at most [bundle's, or 32]."),
+    click.option(
+        "--gen-length",
+        type=Length(),
+        help="Tokens to generate at most; auto adds blocks until an end-of-text [bundle's, or 32].",
+    ),
     click.option(
         "--block-length", type=click.IntRange(min=1), help="Tokens denoised together, left to right [bundle's, or 32]."
     ),
     click.option("--steps", type=click.IntRange(min=1), help="Most passes over all blocks [bundle's, or one a token]."),
-    click.option("--policy", metavar="NAME", help="quota or threshold [bundle's, or threshold]."),
+    click.option("--policy", metavar="NAME", help=f"{POLICY_NAMES} [bundle's, or threshold]."),
     click.option("--threshold", type=float, help="Confidence that commits a token at once [bundle's, or 0.9]."),
-    click.option("--temperature", type=float, help="0 takes the best token, above 0 samples the top ids [0]."),
+    click.option("--factor", type=float, help="Of policy factor: more commits less certain tokens [1.0]."),
+    click.option("--entropy-bound", type=float, help="Of policy entropy_bound, in nats [0.1]."),
+    click.option("--temperature", type=float, help="0 takes the best token, above 0 samples [0]."),
+    click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this share [1.0]."),
     click.option("--seed", type=int, help="Key of the random draws [0]."),
+    click.option("--repetition-penalty", type=float, help="Above 1, tokens that were written are less likely [1.0]."),
+    click.option("--eos", metavar="MODE", help="End-of-text: none, forbid, last or threshold [none]."),
+    click.option("--eos-threshold", type=float, help="Confidence that end-of-text needs under --eos threshold [0.9]."),
+    click.option("--edit", type=float, help="Replace committed tokens by others of more than this confidence [off]."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text (repeatable)."),
+    click.option("--guidance", type=float, help="Strength of classifier-free guidance [0]."),
+    click.option("--exact", is_flag=True, default=None, help="Compute every pass in full, without a cache."),
+    click.option("--refresh-every", type=click.IntRange(min=1), help="Blocks between full passes [1]."),
+    click.option(
+        "--vicinity",
+        type=click.IntRange(min=0),
+        nargs=2,
+        metavar="LEFT RIGHT",
+        help="Rows beside the block that its passes compute again [0 0].",
+    ),
+    click.option("--monitor", is_flag=True, default=None, help="Measure how far cached and full passes agree."),
 )
 
 
@@ -36,6 +76,28 @@ def chosen(settings: Settings, given: dict[str, Any]) -> GenerateOptions:
     """The bundle's defaults with what was given on the command line; raises UsageFault."""
     from dataclasses import replace
 
-    options = replace(settings.generation, **{name: value for name, value in given.items() if value is not None})
+    changes = {name: value for name, value in given.items() if value is not None and value != ()}
+    if changes.get("gen_length") == GROWING:
+        changes["gen_length"] = None
+    options = replace(settings.generation, **changes)
     options.check()
     return options
+
+
+def described(options: GenerateOptions) -> str:
+    """What a score or a speed was measured with, on one line: what always matters, then what is not the default."""
+    from dataclasses import asdict
+
+    from pipeline.runner import GenerateOptions
+
+    always = ("gen_length", "block_length", "policy", "threshold", "temperature", "exact", "refresh_every")
+    values, usual = asdict(options), asdict(GenerateOptions())
+    values["gen_length"] = GROWING if options.gen_length is None else options.gen_length
+    shown = [name for name in values if name in always or values[name] != usual[name]]
+    return ", ".join(f"{name.replace('_', '-')} {_word(values[name])}" for name in shown)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
