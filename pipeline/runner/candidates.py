@@ -8,12 +8,11 @@ import numpy.typing as npt
 Picks = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.float64]
 
+GRID_END = 1e-3  # where Dream's time grid ends: its share of masks is small, not zero
+
 
 def _none() -> Scores:
     return np.zeros((0, 0))
-
-
-GRID_END = 1e-3  # where Dream's time grid ends: its share of masks is small, not zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class Candidates:
     def grid(self, score: Scores) -> Picks:
         """Dream's count of masked positions with the lowest `score`, at least one [B, R]; arXiv 2508.15487."""
         count = np.maximum(np.floor(self.masked.sum(axis=1) * self.flip), 1)
-        return self.masked & (self.rank(score) < count[:, None])
+        return np.asarray(self.masked & (self.rank(score) < count[:, None]))
 
 
 def flip_share(block_step: npt.NDArray[np.int64], block_steps: npt.NDArray[np.int64]) -> Scores:

@@ -9,7 +9,6 @@ import numpy as np
 from pipeline.backends.backend import Floats, Ids
 from pipeline.runner.candidates import Picks, Scores
 
-EOS_MODES = ("none", "forbid", "last", "threshold")
 BANNED = np.float32(-1e9)  # finite: -inf would make p ln p of the entropy NaN
 
 

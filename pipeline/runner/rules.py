@@ -40,7 +40,7 @@ def penalise(
     logits = record.top_logits.astype(np.float64)
     changed = np.where(repeated, _penalised(logits, penalty), logits)
     fields = _fields(ids, changed, logits[..., 0], _Rest.of(record, inverse), inverse)
-    made = _blend(record, fields, repeated.any(axis=-1))
+    made = _blend(record, fields, np.asarray(repeated.any(axis=-1)))
     last = logits[..., -1]
     hidden = np.maximum(last, _penalised(last, penalty)) > changed.max(axis=-1)
     if row_logits is not None:
@@ -72,7 +72,7 @@ def restrict(
         inside = np.isin(record.top_ids[b, r], ids)
         if inside.any():
             logits = np.where(inside, record.top_logits[b, r].astype(np.float64), BANNED)
-            fields = _fields(record.top_ids[b, r], logits, np.float64(0.0), _Rest.none(), inverse)
+            fields = _fields(record.top_ids[b, r], logits, np.zeros(()), _Rest.none(), inverse)
             for name, value in fields.items():
                 getattr(made, name)[b, r] = value
             continue

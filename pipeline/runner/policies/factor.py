@@ -1,6 +1,5 @@
 """Fast-dLLM's factor rule: the more tokens at once, the surer each must be (arXiv 2505.22618, theorem 1)."""
 
-
 from pipeline.runner.candidates import Candidates, Picks
 
 

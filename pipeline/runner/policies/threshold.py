@@ -5,5 +5,4 @@ from pipeline.runner.candidates import Candidates, Picks
 
 def threshold(candidates: Candidates) -> Picks:
     """Every position with p >= threshold, and always the quota's surest (by default one)."""
-    sure = 1.0 / (1.0 + candidates.doubt) >= candidates.threshold
-    return (candidates.masked & sure) | candidates.surest()
+    return (candidates.masked & candidates.sure) | candidates.surest()
