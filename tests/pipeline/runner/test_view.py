@@ -49,6 +49,11 @@ def test_letters_of_several_ids_stay_whole(text, data):
     assert all(shade in shades for _, shade in drawn)
 
 
+def test_a_letter_has_the_colour_of_its_last_id():
+    drawn = draw_canvas(list("\u00e9x".encode()), [GREEN, YELLOW, RED], mask_id=-1, eos_id=-2, decode=as_bytes)
+    assert drawn == [("\u00e9", YELLOW), ("x", RED)]
+
+
 @given(st.text())
 def test_no_control_character_reaches_the_terminal(text):
     shown = printable(text)
