@@ -7,14 +7,18 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 import torch
+from torch import Tensor
+from torch.export import Dim
 from torch.fx import GraphModule
 
 import plugins
+from passes.add_cache import WRITE_START, AddCache, past_names, present_names
 from passes.base import run
 from passes.graph import attributes
 from passes.invariants import check_lowered
@@ -24,7 +28,7 @@ from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole, whole_inp
 from pipeline.errors import InputRefused
 from pipeline.models.config import ModelConfig
 from pipeline.quantize import Weights, simulate
-from pipeline.recipe import Recipe
+from pipeline.recipe import Lowering, Recipe
 
 IR_VERSION = 11
 ALIGNMENT = 4096  # one page, so that a runtime can map the weights
@@ -44,6 +48,41 @@ def lowered_graph(config: ModelConfig, recipe: Recipe, numbers: Mapping[str, flo
     return graph
 
 
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What goes into a graph and comes out of it: names, example tensors, and which of their dimensions vary."""
+
+    inputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    shapes: tuple[object, ...]
+    outputs: tuple[str, ...]
+
+
+def cached_graph(config: ModelConfig, recipe: Recipe, numbers: Mapping[str, float]) -> GraphModule:
+    """The lowered graph with its caches, on the meta device."""
+    graph = lowered_graph(config, recipe, numbers)
+    run(graph, [AddCache(recipe.lowering.cache)], check_lowered)
+    return graph
+
+
+def cached_signature(config: ModelConfig, lowering: Lowering) -> Signature:
+    """That of the cached graph: six inputs with the window's first slot among them, then keys and values by layer."""
+    example, shapes = whole_inputs(config)
+    ids, slots = shapes[0], Dim("slots")
+    assert isinstance(ids, dict)
+    past = past_names(config.num_layers)
+    with torch.device("meta"):
+        start = torch.zeros(2, dtype=torch.long)
+        caches = [torch.zeros(2, config.num_kv_heads, 7, config.head_dim) for _ in past]
+    logits = ("logits",) if lowering.debug_logits else ()
+    return Signature(
+        inputs=(*INPUT_NAMES[:2], WRITE_START, *INPUT_NAMES[2:], *past),
+        example=(*example[:2], start, *example[2:], *caches),
+        shapes=(*shapes[:2], {0: ids[0]}, *shapes[2:], *({0: ids[0], 2: slots} for _ in past)),
+        outputs=(*OUTPUT_NAMES, *logits, *present_names(config.num_layers, lowering.cache)),
+    )
+
+
 def write_onnx(
     config: ModelConfig, recipe: Recipe, weights: Weights, path: Path, *, on_weight: Callable[[str], None]
 ) -> dict[str, int]:
@@ -51,7 +90,7 @@ def write_onnx(
 
     Raises InputRefused when the sidecar files do not hold exactly the weights that the graph reads.
     """
-    graph = lowered_graph(config, recipe, weights.numbers)
+    graph = cached_graph(config, recipe, weights.numbers)
     expected = {name: tuple(value.shape) for name, value in attributes(graph).items()}
     found = {name: weights.shape(name) for name in weights.names}
     if expected != found:
@@ -61,7 +100,7 @@ def write_onnx(
             f"unused {sorted(found.keys() - both)}, of another shape "
             f"{sorted(name for name in both if expected[name] != found[name])}; run `dllmc quantize` again"
         )
-    model = translate(graph, config, recipe)
+    model = translate(graph, cached_signature(config, recipe.lowering), recipe.lowering.opset)
     _attach_weights(model, weights, on_weight)
     plugins.attach_functions(model)
     _tidy(model, config)
@@ -75,20 +114,19 @@ def write_onnx(
     return counts
 
 
-def translate(graph: GraphModule, config: ModelConfig, recipe: Recipe) -> ir.Model:
+def translate(graph: GraphModule, signature: Signature, opset: int) -> ir.Model:
     """ONNX model without weight values."""
-    example, shapes = whole_inputs(config)
     with quiet_exporter():
         program = torch.onnx.export(
             graph,
-            example,
+            signature.example,
             dynamo=True,
             optimize=False,
             verbose=False,
-            opset_version=recipe.lowering.opset,
-            input_names=list(INPUT_NAMES),
-            output_names=[*OUTPUT_NAMES, "logits"] if recipe.lowering.debug_logits else list(OUTPUT_NAMES),
-            dynamic_shapes=shapes,
+            opset_version=opset,
+            input_names=signature.inputs,
+            output_names=signature.outputs,
+            dynamic_shapes=signature.shapes,
             custom_translation_table=dict(plugins.translation_table().items()),
         )
     assert program is not None

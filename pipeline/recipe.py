@@ -188,11 +188,21 @@ class TacPart(Part):
 
 
 class Lowering(Part):
-    """The ONNX file: `top_k` ids a head row leave the graph; `debug_logits` adds the whole vocabulary."""
+    """The ONNX file: `top_k` ids a head row leave the graph; `debug_logits` adds the whole vocabulary.
+
+    `cache` says who writes the window's keys and values into the cache: the graph, in the same memory, or its runtime.
+    """
 
     opset: Literal[23, 24] = 24
+    cache: Literal["in_place", "window"] = "in_place"
     top_k: int = Field(default=8, ge=1, le=1024)
     debug_logits: bool = False
+
+    @model_validator(mode="after")
+    def _combine(self) -> Lowering:
+        if self.cache == "in_place" and self.opset < 24:
+            raise ValueError(f"opset {self.opset} cannot write a cache in place; use cache: window, or opset: 24")
+        return self
 
 
 class Validation(Part):

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from plugins import functions
+from plugins.cache import ATTEND, CACHE_UPDATE
 from plugins.dequantize import DEQUANTIZE
 from plugins.fake_quant import FAKE_QUANT
 from plugins.head import HEAD
@@ -33,6 +34,8 @@ OPS: dict[str, Op] = {
     "fake_quant": FAKE_QUANT,
     "dequantize": DEQUANTIZE,
     "prepare": PREPARE,
+    "cache_update": CACHE_UPDATE,
+    "attend": ATTEND,
 }
 
 _OVERLOADS: dict[str, torch._ops.OpOverload] = {name: op.overload for name, op in OPS.items()}

@@ -30,15 +30,15 @@ class Body:
         """The nodes so far, in order of execution."""
         return self._tape.nodes
 
-    def multi(self, op_type: str, *inputs: ir.Value, num_outputs: int, **attributes: Any) -> Sequence[ir.Value]:
-        """Add a node with several outputs."""
+    def multi(self, op_type: str, *inputs: ir.Value | None, num_outputs: int, **attributes: Any) -> Sequence[ir.Value]:
+        """Add a node with several outputs; an input that is None is left out."""
         name = f"{self._prefix}{op_type}_{len(self.nodes)}"
         values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=num_outputs, name=name)
         for index, value in enumerate(values):
             value.name = f"{name}_out{index}" if num_outputs > 1 else f"{name}_out"
         return values
 
-    def __call__(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Add a node with one output."""
         return self.multi(op_type, *inputs, num_outputs=1, **attributes)[0]
 

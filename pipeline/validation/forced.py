@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds, Record
+from pipeline.backends.backend import OUTPUTS, WRITE_START, Feeds, Record
 from pipeline.backends.ort import folds, session_options
+from pipeline.backends.ort_cache import layout_of
 from pipeline.backends.precheck import precheck
 from pipeline.runner.self_test import compare as compare_records
 from pipeline.validation.feeds import is_banned
@@ -77,6 +78,7 @@ class ForcedModel:
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=[] if folds(path) else ["ConstantFolding"],
             )
+        self.layout = layout_of(self.session.get_inputs(), self.session.get_outputs(), f"{path}")
         self.tolerance = self._tolerances(longest)
 
     @torch.no_grad()
@@ -97,7 +99,8 @@ class ForcedModel:
         """Run torch freely and ONNX Runtime on torch's codes; every float that both compute is compared."""
         reference = Rounded(self.graph)
         expected = _values(reference, reference.run(*_tensors(feeds)))
-        inputs = dict(zip(INPUTS, feeds.as_dict().values(), strict=True))
+        inputs = feeds.as_dict() | {WRITE_START: np.zeros_like(feeds.kv_len)}
+        inputs |= self.layout.empty(*feeds.input_ids.shape)
         for number, tensors in enumerate(reference.left):
             inputs |= {_name(number, place): t.numpy() for place, t in enumerate(tensors[: self.sizes[number]])}
         found = dict(zip(expected, self.session.run(list(expected), inputs), strict=True))

@@ -1,24 +1,34 @@
 """Tiny random models, and a bundle made of one, for the tests of sessions, loop, runner and evaluation."""
 
 import json
-import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch.export import Dim
+from torch.export import export
+from torch.fx import GraphModule
 
 import plugins
-from pipeline.backends.backend import INPUTS, OUTPUTS, Feeds
+from passes.add_cache import AddCache
+from passes.base import run
+from passes.clean_capture import CleanCapture
+from passes.invariants import check_float
+from pipeline.backends.backend import OUTPUTS, Feeds
 from pipeline.backends.eager import open_transformer
-from pipeline.capture import Recorded
+from pipeline.capture import Recorded, whole_inputs
+from pipeline.lower import cached_signature, translate
 from pipeline.manifest import build_manifest
 from pipeline.models.config import ModelConfig
 from pipeline.models.transformer import Transformer
+from pipeline.recipe_file import load_recipe
 from pipeline.runner import GenerateOptions, Settings
-from pipeline.runner.canvas import Canvas
-from pipeline.runner.loop import block_positions, feeds_of, logit_bias
+from pipeline.runner.canvas import Canvases
+from pipeline.runner.loop import logit_bias
+from pipeline.runner.results import Request
+from pipeline.runner.window import Rows, full_feeds
 
 V, MASK, EOS, PAD = 40, 37, 36, 38
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"  # ids 0 to 35
@@ -65,8 +75,12 @@ def prompts_of(seed: int, count: int) -> list[list[int]]:
 
 def first_feeds(settings: Settings, prompts: list[list[int]], options: GenerateOptions) -> Feeds:
     """Inputs of the first pass over these prompts as one batch."""
-    rows = [Canvas(prompt, request, settings, options) for request, prompt in enumerate(prompts)]
-    return feeds_of(rows, block_positions(rows, options), logit_bias(settings), options)
+    canvases = Canvases(len(prompts), settings, options)
+    for place, prompt in enumerate(prompts):
+        canvases.admit(place, Request(ids=prompt))
+    rows = Rows(ids=canvases.ids, lengths=canvases.length, positions=canvases.blocks().positions)
+    inverse = np.full(len(prompts), 1.0 / (options.temperature or 1.0), dtype=np.float32)
+    return full_feeds(rows, canvases.window.shift, logit_bias(settings), inverse)
 
 
 def tokenizer() -> Tokenizer:
@@ -80,30 +94,24 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_model(model: Transformer, path: Path, *, external: bool = False) -> None:
-    """The model as float ONNX with the graph's signature."""
-    graph = Recorded(model.config, top_k=8).eval()
-    graph.load_state_dict(model.state_dict(), strict=False)
-    ids = torch.zeros(2, 5, dtype=torch.long)
-    example = (ids, ids.clone(), ids[:, 0].clone(), ids[:, :3].clone(), torch.zeros(V), torch.zeros(2))
-    batch, query, rows = Dim("batch"), Dim("query"), Dim("rows")
-    canvas, per_row = {0: batch, 1: query}, {0: batch}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamic_shapes=(canvas, canvas, per_row, {0: batch, 1: rows}, None, per_row),
-            dynamo=True,
-            opset_version=24,
-            custom_translation_table=plugins.translation_table(),
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            optimize=False,
-            verbose=False,
-        )
-    plugins.attach_functions(program.model)
-    program.save(path, external_data=external)
+def write_model(model: Transformer, path: Path, *, external: bool = False, sets: tuple[str, ...] = ()) -> None:
+    """The model as float ONNX with the signature of a bundle's graph; `sets` are settings of the fp16 recipe."""
+    lowering = load_recipe("fp16", sets).lowering
+    recorded = Recorded(model.config, top_k=lowering.top_k).eval()
+    recorded.load_state_dict(model.state_dict(), strict=False)
+    example, shapes = whole_inputs(model.config)
+    graph = export(recorded, on_cpu(example), dynamic_shapes=shapes, strict=False).module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    run(graph, [CleanCapture(), AddCache(lowering.cache)], check_float)
+    signature = cached_signature(model.config, lowering)
+    program = translate(graph, replace(signature, example=on_cpu(signature.example)), lowering.opset)
+    plugins.attach_functions(program)
+    ir.save(program, path, external_data=f"{path.name}.data" if external else None)
+
+
+def on_cpu(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Zeros of the same shapes and types."""
+    return tuple(torch.zeros_like(tensor, device="cpu") for tensor in tensors)
 
 
 def write_bundle(model: Transformer, folder: Path) -> None:

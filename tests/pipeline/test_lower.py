@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from passes.add_cache import past_names, present_names
 from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES
 from pipeline.errors import InputRefused
 from pipeline.folder import MODEL, MODEL_DATA, read_job
@@ -62,7 +63,10 @@ def test_versions_and_signature(proto: onnx.ModelProto, bundle: Path) -> None:
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*proto.graph.input, *proto.graph.output)
     }
-    assert tuple(signature) == (*INPUT_NAMES, *OUTPUT_NAMES)
+    inputs = (*INPUT_NAMES[:2], "write_start", *INPUT_NAMES[2:], *past_names(2))
+    assert tuple(signature) == (*inputs, *OUTPUT_NAMES, *present_names(2, "in_place"))
+    for name in (*past_names(2), *present_names(2, "in_place")):
+        assert signature[name] == ["batch", 2, "slots", 16], name
     assert signature["input_ids"] == signature["position_ids"] == ["batch", "query"]
     assert signature["top_ids"] == signature["top_logits"] == ["batch", "rows", 8]
     assert signature["tail"] == signature["neg_entropy"] == signature["lse_t"] == ["batch", "rows"]
@@ -196,14 +200,15 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_debug_logits_add_an_output(arguments: dict[str, Any], stages_done: Path, tmp_path: Path) -> None:
-    """And opset 23 is written where it is asked for."""
-    recipe = load_recipe("rtn-w4a4", ["lowering.debug_logits=true", "lowering.opset=23", "lowering.top_k=5"])
-    arguments["recipe"] = recipe
+    """And opset 23 is written where it is asked for, without what came later."""
+    sets = ["debug_logits=true", "opset=23", "cache=window", "top_k=5"]
+    arguments["recipe"] = load_recipe("rtn-w4a4", [f"lowering.{setting}" for setting in sets])
     told: list[str] = []
     arguments["on_weight"] = told.append
     nodes = write_onnx(weights=Weights(stages_done / "weights"), path=tmp_path / MODEL, **arguments)
     written = onnx.load(tmp_path / MODEL, load_external_data=False)
-    assert [value.name for value in written.graph.output] == [*OUTPUT_NAMES, "logits"]
+    assert [value.name for value in written.graph.output] == [*OUTPUT_NAMES, "logits", *present_names(1, "window")]
     assert {opset.domain: opset.version for opset in written.opset_import} == {"": 23, "dllmc": 1}
+    assert not {node.op_type for node in written.graph.node} & {"TensorScatter"}
     assert nodes == {"DllmcQuantize": 5, "DllmcInt4Linear": 4, "DllmcInt8Linear": 1}
     assert sorted(told) == sorted(Weights(stages_done / "weights").names)
