@@ -128,10 +128,13 @@ class _Law:
         inverse = inverse_of(temperature)
         weight = np.exp(-behind * inverse)
         rest = beyond_top(record, inverse)
+        if top_p >= 1.0:
+            kept, closed = np.ones(weight.shape, dtype=bool), np.zeros(rest.shape, dtype=bool)
+            return cls(inverse=inverse, weight=weight, rest=rest, kept=kept, closed=closed, outside=rest)
         total = weight.sum(axis=-1) + rest
         upto = np.cumsum(weight, axis=-1)
         kept = upto - weight <= top_p * total[..., None]
-        closed = (upto[..., -1] > top_p * total) & (top_p < 1.0)
+        closed = upto[..., -1] > top_p * total
         outside = np.where(closed, 0.0, np.minimum(np.maximum(top_p * total - upto[..., -1], 0.0), rest))
         return cls(inverse=inverse, weight=weight, rest=rest, kept=kept, closed=closed, outside=outside)
 

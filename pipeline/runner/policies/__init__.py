@@ -6,6 +6,7 @@ from pipeline.runner.candidates import Candidates, Picks
 from pipeline.runner.policies.entropy import entropy
 from pipeline.runner.policies.entropy_bound import entropy_bound
 from pipeline.runner.policies.factor import factor
+from pipeline.runner.policies.hierarchy import hierarchy
 from pipeline.runner.policies.local_leap import local_leap
 from pipeline.runner.policies.margin import margin
 from pipeline.runner.policies.maskgit import maskgit
@@ -29,6 +30,7 @@ POLICIES: dict[str, Policy] = {
     "origin": origin,
     "random": random,
     "local_leap": local_leap,
+    "hierarchy": hierarchy,
 }
 WARM = frozenset({"margin", "maskgit", "entropy"})  # Dream's: they score under temperature and top_p
 DRAWN = frozenset({"origin", "random"})  # these look at `Candidates.draws`

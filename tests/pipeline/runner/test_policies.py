@@ -134,6 +134,31 @@ def test_local_leap_trusts_the_neighbours_of_an_anchor_more(c):
 
 
 @given(candidates())
+def test_hierarchy_splits_every_gap_at_its_surest(c):
+    def wanted(row, masked, p):
+        runs = []
+        for j in masked:
+            if runs and runs[-1][-1] == j - 1:
+                runs[-1].append(j)
+            else:
+                runs.append([j])
+        best = {min(run, key=lambda j: (row.doubt[0, j], j)) for run in runs}
+        split = {j for j in best if p[j] >= row.threshold * 0.62 / 0.92}
+        return {j for j in masked if p[j] >= row.threshold} | split | first(row.quota[0], masked, row.doubt[0])
+
+    expect(c, "hierarchy", wanted)
+
+
+def test_a_leap_reaches_four_positions_and_down_to_three_quarters():
+    doubt = np.full((1, 14), 1 / 0.8 - 1)
+    doubt[0, 5] = 0.0
+    doubt[0, 7] = 1 / 0.74 - 1
+    ones = np.ones((1, 14), dtype=bool)
+    c = Candidates(doubt=doubt, masked=ones, quota=np.array([1]), threshold=0.9)
+    assert np.flatnonzero(POLICIES["local_leap"](c)).tolist() == [1, 2, 3, 4, 5, 6, 8, 9]
+
+
+@given(candidates())
 def test_only_masked_positions_and_at_least_one(c):
     for policy in POLICIES.values():
         picks = policy(c)
