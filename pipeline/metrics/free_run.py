@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from pipeline.backends.backend import Ids, Session
-from pipeline.runner import GenerateOptions, Settings, Step, generate
+from pipeline.backends.backend import Session
+from pipeline.runner import GenerateOptions, Settings, generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +32,10 @@ def free_run(
     batch_size: int = 32,
 ) -> FreeRun:
     """Generate from every prompt; draws are keyed by its place in `prompts`."""
-    written: list[Ids] = [np.zeros(options.gen_length, np.int64) for _ in prompts]
-    taken = [0] * len(prompts)
-
-    def watch(step: Step) -> None:
-        taken[step.request] += 1
-        # Whatever an end-of-text fills behind itself is of this step, too.
-        new = (step.region != settings.mask_id) & (written[step.request] == 0)
-        written[step.request][new] = taken[step.request]
-
-    results = generate(session, settings, prompts, options, on_step=watch, batch_size=batch_size)
+    results = generate(session, settings, prompts, options, batch_size=batch_size)
     return FreeRun(
         ids=tuple(tuple(result.region) for result in results),
-        steps=tuple(tuple(steps.tolist()) for steps in written),
+        # Whatever an end-of-text fills behind itself is of the last step.
+        steps=tuple(tuple(step or result.nfe for step in result.step_map) for result in results),
         nfe=tuple(result.nfe for result in results),
     )

@@ -1,89 +1,244 @@
-"""One request's canvas: prompt, then `gen_length` masks that are committed block by block."""
+"""The canvases of a batch, one a place: ids, block pointers, step counters and what was written when.
+
+A canvas is given ids (a prompt) followed by the region to write, or, filled, any ids with masks among them. It is
+written block by block; every number of a place is its own, never the batch's, and arrays hold all places because the
+loop must not cost a Python statement a row and step. Shape letters: B batch, R head rows (the block).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.backends.backend import Ids
+from pipeline.runner.candidates import Picks, Scores
+from pipeline.runner.results import Request, Result
+from pipeline.runner.schedule import quotas, steps_of_block
 from pipeline.runner.settings import GenerateOptions, Settings
+from pipeline.runner.window import Window, block_width
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """One finished request; `ids` end before the first end-of-text, `region` is all that was generated."""
+class Blocks:
+    """Where the live rows write next."""
 
-    request: int
-    ids: list[int]
-    region: list[int]
-    finish_reason: str  # "eos" | "length"
-    nfe: int  # forward passes this row took part in
+    places: Ids  # [B] ascending
+    positions: Ids  # [B, R] canvas positions; a block shorter than R repeats its last one
+    inside: Picks  # [B, R] whether the position is the block's, not a repetition
+    masked: Picks  # [B, R] whether it is still to be written
 
 
-class Canvas:
-    """Ids, block pointer and step counter of one row; every number here is the row's own, never the batch's."""
+class Canvases:
+    """State of `places` rows; the arrays that loop, windows and schedule read are public."""
 
-    def __init__(self, prompt: list[int], request: int, settings: Settings, options: GenerateOptions) -> None:
-        self.request = request
-        self.start = len(prompt)
-        self.settings = settings
-        self.options = options
-        self.ids: Ids = np.full(self.start + options.gen_length, settings.mask_id, dtype=np.int64)
-        self.ids[: self.start] = prompt
-        self.open: npt.NDArray[np.bool_] = np.arange(len(self.ids)) >= self.start  # generated and not yet committed
-        self.nfe = 0
-        self._enter(self.start)
+    def __init__(self, places: int, settings: Settings, options: GenerateOptions) -> None:
+        self.settings, self.options = settings, options
+        self.window, self.width = Window.of(settings, options), block_width(options)
+        self.requests: list[Request | None] = [None] * places
+        self.live: Ids = np.zeros(0, dtype=np.int64)
+        self.ids: Ids = np.zeros((places, 0), dtype=np.int64)
+        self.open: npt.NDArray[np.bool_] = np.zeros((places, 0), dtype=bool)  # masks to write
+        self.step_map: Ids = np.zeros((places, 0), dtype=np.int64)
+        self.logprobs: Scores = np.zeros((places, 0))
+        self.finished: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)
+        self.refresh: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)  # the next pass must be a full one
+        counters = np.zeros((13, places), dtype=np.int64)
+        self.start, self.length, self.block_start, self.block_stop = counters[:4]
+        self.block_index, self.block_masks, self.block_steps, self.block_step = counters[4:8]
+        self.step, self.nfe_full, self.nfe_block = counters[8:11]
+        self._masks, self._masks_before = counters[11:]  # of the whole canvas, and in blocks behind
+        self._counters = counters
 
-    def _enter(self, start: int) -> None:
-        self.block = (start, min(start + self.options.block_length, len(self.ids)))
-        self.block_step = 0
+    def admit(self, place: int, request: Request) -> None:
+        """Begin a request at a free place."""
+        given = np.asarray(request.ids, dtype=np.int64)
+        start = 0 if request.fill else len(given)
+        self.requests[place] = request
+        self._renew_live()
+        self._counters[:, place] = 0
+        self.start[place], self.length[place] = start, len(given)
+        self._reserve(len(given))
+        for array in (self.open, self.step_map, self.logprobs):
+            array[place] = 0
+        self.ids[place, : len(given)] = given
+        self.ids[place, len(given) :] = self.settings.pad_id
+        self.finished[place] = False
+        if request.fill:
+            self.open[place, : len(given)] = given == self.settings.mask_id
+        else:
+            self._extend(place, self.options.gen_length or self.width)
+        self._masks[place] = np.count_nonzero(self.open[place])
+        self._enter(place, start)
 
-    @property
-    def block_steps(self) -> int:
-        """The block's share of the steps, in proportion to its length; equal to LLaDA's where steps divide."""
-        total, length = self.options.steps or self.options.gen_length, self.options.gen_length
-        start, end = (position - self.start for position in self.block)
-        return max(1, total * end // length - total * start // length)
-
-    @property
-    def quota(self) -> int:
-        """Least commits of this step: m // T + [step < m mod T], m the block's length (LLaDA's schedule)."""
-        length = self.block[1] - self.block[0]
-        return length // self.block_steps + (self.block_step < length % self.block_steps)
-
-    @property
-    def finished(self) -> bool:
-        return not self.open.any()
-
-    def commit(self, positions: Ids, ids: Ids) -> None:
-        """Write the ids of one step, then end the row or enter the next block if that step settled it."""
-        self.ids[positions] = ids
-        self.open[positions] = False
-        self.nfe += 1
-        self.block_step += 1
-        if self._is_answered():
-            self.ids[self.open] = self.settings.eos_id
-            self.open[:] = False
-        elif not self.open[self.block[0] : self.block[1]].any() and not self.finished:
-            self._enter(self.block[1])
-
-    def _is_answered(self) -> bool:
-        # Later commits cannot change what stands before an end-of-text with no mask in front of it.
-        ends = np.flatnonzero(self.ids[self.start :] == self.settings.eos_id)
-        return len(ends) > 0 and not self.open[: self.start + ends[0]].any()
-
-    def result(self) -> Result:
-        """What was generated; call it on a finished canvas."""
-        region: list[int] = self.ids[self.start :].tolist()
-        eos = self.settings.eos_id
-        ended = eos in region
-        ids = region[: region.index(eos)] if ended else region
+    def release(self, place: int) -> Result:
+        """End the request of this place, which becomes free."""
+        request = self.request_of(place)
+        self.requests[place] = None
+        self._renew_live()
+        region = self.region(place).tolist()
+        span = slice(int(self.start[place]), int(self.length[place]))
+        ended = self.settings.eos_id in region and not request.fill
+        ids = region[: region.index(self.settings.eos_id)] if ended else region
+        if self.open[place].any():  # not finished, so cancelled: what has no gap before it
+            ids = ids[: int(self.open[place, span].argmax())]
         return Result(
-            request=self.request,
+            request=request.request,
             ids=ids,
             region=region,
             finish_reason="eos" if ended else "length",
-            nfe=self.nfe,
+            nfe_full=int(self.nfe_full[place]),
+            nfe_block=int(self.nfe_block[place]),
+            step_map=self.step_map[place, span].tolist(),
+            logprobs=self.logprobs[place, span].tolist(),
         )
+
+    def free_place(self) -> int | None:
+        """The first place without a request."""
+        return self.requests.index(None) if None in self.requests else None
+
+    def request_of(self, place: int) -> Request:
+        """The request at a place that has one."""
+        request = self.requests[place]
+        assert request is not None, f"place {place} is free"
+        return request
+
+    def written(self, place: int) -> Ids:
+        """Ids that steps wrote, end-of-text left out."""
+        kept = (self.step_map[place] > 0) & (self.ids[place] != self.settings.eos_id)
+        return np.asarray(self.ids[place, kept])
+
+    def allowed(self, place: int) -> list[tuple[int, Collection[int]]]:
+        """Open positions of the block, from its start on, that may get certain ids only."""
+        start, stop, origin = (int(array[place]) for array in (self.block_start, self.block_stop, self.start))
+        return [
+            (origin + position - start, ids)
+            for position, ids in self.request_of(place).allowed.items()
+            if start <= origin + position < stop and self.open[place, origin + position]
+        ]
+
+    def blocks(self) -> Blocks:
+        """The blocks of the live rows."""
+        places = self.live
+        positions = self.block_start[places][:, None] + np.arange(self.width, dtype=np.int64)
+        stops = self.block_stop[places][:, None]
+        inside = positions < stops
+        positions = np.minimum(positions, stops - 1)
+        return Blocks(
+            places=places,
+            positions=positions,
+            inside=inside,
+            masked=inside & self.open[places[:, None], positions],
+        )
+
+    def quota(self) -> Ids:
+        """Least commits of the live rows in this step [B]."""
+        live = self.live
+        return quotas(self.block_masks[live], self.block_steps[live], self.block_step[live])
+
+    def write(self, blocks: Blocks, picks: Picks, ids: Ids, log_probability: Scores) -> None:
+        """Write the picked ids [B, R] of one step of every live row."""
+        b, r = np.nonzero(picks)
+        rows, columns = blocks.places[b], blocks.positions[b, r]
+        self.ids[rows, columns] = ids[b, r]
+        self.open[rows, columns] = False
+        self.step[blocks.places] += 1
+        self.block_step[blocks.places] += 1
+        self.step_map[rows, columns] = self.step[rows]
+        self.logprobs[rows, columns] = log_probability[b, r]
+        self.refresh[blocks.places] = False
+
+    def settle(self, blocks: Blocks, final: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+        """End rows that are answered, let rows whose block is written enter the next one: (place, start, stop) of each.
+
+        `final` [B] says for which rows nothing in the block can change any more but its masks.
+        """
+        index = blocks.places[:, None], blocks.positions
+        masked = blocks.inside & self.open[index]
+        ends = blocks.inside & (self.ids[index] == self.settings.eos_id) & ~masked
+        # Later commits cannot change what stands before an end-of-text with no mask in front of it.
+        answered = ends.any(axis=1) & ~(masked & (np.cumsum(ends, axis=1) == 0)).any(axis=1)
+        settled = []
+        for b in np.flatnonzero(final & (answered | ~masked.any(axis=1))).tolist():
+            place = int(blocks.places[b])
+            start, stop = int(self.block_start[place]), int(self.block_stop[place])
+            if answered[b] and self._ends(place):
+                self.finish(place)
+            elif not masked[b].any():
+                self._masks_before[place] += self.block_masks[place]
+                self.block_index[place] += 1
+                self._enter(place, stop)
+            else:
+                continue
+            settled.append((place, start, stop))
+        return settled
+
+    def finish(self, place: int) -> None:
+        """Nothing more is written: what is open becomes end-of-text."""
+        self.ids[place, self.open[place]] = self.settings.eos_id
+        self.open[place] = False
+        self.finished[place] = True
+
+    def region(self, place: int) -> Ids:
+        """A copy of the generated part."""
+        return self.ids[place, self.start[place] : self.length[place]].copy()
+
+    def _enter(self, place: int, at: int) -> None:
+        """Begin the block at the first open position from `at` on, or finish the canvas."""
+        length = int(self.length[place])
+        ahead = self.open[place, at:length]
+        begin = at + int(ahead.argmax()) if ahead.any() else length
+        # A forced end-of-text may stand between two blocks.
+        if self._ends(place) and (self.ids[place, at:begin] == self.settings.eos_id).any():
+            self.finish(place)
+        elif begin < length:
+            stop = min(begin + self.width, length)
+            masks = int(np.count_nonzero(self.open[place, begin:stop]))
+            before, count, total = int(self._masks_before[place]), int(self._masks[place]), self.options.steps
+            self.block_start[place], self.block_stop[place] = begin, stop
+            self.block_masks[place], self.block_step[place] = masks, 0
+            self.block_steps[place] = masks if total is None else steps_of_block(total, before, before + masks, count)
+            self.refresh[place] |= self.block_index[place] % self.options.refresh_every == 0
+        elif self._grows(place):
+            self._extend(place, self.width)
+            self._enter(place, length)
+        else:
+            self.finish(place)
+
+    def _ends(self, place: int) -> bool:
+        """Whether an end-of-text ends this canvas; in a filled one it is a token like others."""
+        return not self.request_of(place).fill
+
+    def _grows(self, place: int) -> bool:
+        unlimited = self.options.gen_length is None and self._ends(place)
+        return unlimited and int(self.length[place]) < self.settings.max_length
+
+    def _extend(self, place: int, count: int) -> None:
+        """Append masks, or the ids that are forced there."""
+        first = int(self.length[place])
+        stop = min(first + count, self.settings.max_length)
+        # A canvas that outgrows its slots moves to other ones: a rule of its own length, not of the batch.
+        if self.window.slots(stop) > self.window.slots(first):
+            self.refresh[place] = True
+        self._reserve(stop)
+        self.length[place] = stop
+        self.ids[place, first:stop] = self.settings.mask_id
+        self.open[place, first:stop] = True
+        for position, token in self.request_of(place).forced.items():
+            if first <= (column := int(self.start[place]) + position) < stop:
+                self.ids[place, column] = token
+                self.open[place, column] = False
+
+    def _reserve(self, length: int) -> None:
+        """Columns for a canvas of `length` and any window in it."""
+        more = self.window.slots(length) - self.ids.shape[1]
+        if more > 0:
+            wider = ((0, 0), (0, more))
+            self.ids = np.pad(self.ids, wider, constant_values=self.settings.pad_id)
+            self.open, self.step_map = np.pad(self.open, wider), np.pad(self.step_map, wider)
+            self.logprobs = np.pad(self.logprobs, wider)
+
+    def _renew_live(self) -> None:
+        self.live = np.array([place for place, each in enumerate(self.requests) if each is not None], dtype=np.int64)

@@ -43,6 +43,7 @@ class Result:
     step_map: list[int]  # the step, from 1, that wrote each position; 0 where none did
     logprobs: list[float]  # ln p of each written id in the pass that wrote it; 0 where no step did
     agreement: float | None = None
+    text: str | None = None  # all before the stop text, which may begin inside a token; None without one
 
     @property
     def nfe(self) -> int:

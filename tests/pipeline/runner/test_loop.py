@@ -1,21 +1,19 @@
 """The loop against a 40-line reference loop on a tiny random model, through the eager backend."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.backends.backend import OUTPUTS, Record
+from pipeline.backends.backend import OUTPUTS, FullPasses, Record
 from pipeline.backends.eager import open_transformer
 from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.models.transformer import Transformer
 from pipeline.runner import GenerateOptions, Settings, Step, generate
-from pipeline.runner.canvas import Canvas
-from pipeline.runner.draws import gumbel
-from pipeline.runner.loop import block_positions, feeds_of, propose
 from pipeline.runner.policies import POLICIES
+from pipeline.runner.sampling import keyed_draws
 from plugins.record import record as record_of
 from tests.pipeline.random_models import EOS, MASK, PAD, V, prompts_of, tiny
 
@@ -106,14 +104,13 @@ def test_seed_and_request_decide_the_sample():
     assert sample(1, [0])[0] != first
 
 
-@dataclass
-class Fixed:
+class Fixed(FullPasses):
     """A session whose every head row has the same logits [V]; remembers its feeds."""
 
-    logits: np.ndarray
-    top_k: int
+    def __init__(self, logits, top_k):
+        self.logits, self.top_k = logits, top_k
 
-    def run(self, feeds):
+    def full_pass(self, feeds):
         self.feeds = feeds
         rows = np.tile(self.logits + feeds.logit_bias, (*feeds.head_index.shape, 1)).astype(np.float32)
         outputs = record_of(torch.from_numpy(rows), torch.zeros(()), torch.from_numpy(feeds.inv_temp), self.top_k)
@@ -145,27 +142,26 @@ def test_sampling_follows_the_softmax_at_that_temperature(temperature):
 def test_draws_are_keyed_by_the_rows_own_request_step_and_position(monkeypatch):
     keys = []
 
-    def spy(*, seed, request, step, start, rows, columns):
-        keys.append((seed, request, step, start))
-        return gumbel(seed=seed, request=request, step=step, start=start, rows=rows, columns=columns)
+    def spy(*, seed, requests, steps, starts, rows):
+        keys.extend((seed, *key) for key in zip(requests, steps, starts, strict=True))
+        return keyed_draws(seed=seed, requests=requests, steps=steps, starts=starts, rows=rows)
 
-    monkeypatch.setattr("pipeline.runner.loop.gumbel", spy)
+    monkeypatch.setattr("pipeline.runner.loop.keyed_draws", spy)
     options = GenerateOptions(gen_length=4, block_length=2, temperature=1.0, seed=9, policy="quota")
     generate(Fixed(NEVER_ENDING, top_k=8), SETTINGS, [[1, 2, 3], [1]], options, request_ids=[5, 6], batch_size=1)
     starts = {5: 3, 6: 1}
-    assert keys == [(9, r, step, starts[r] + 2 * (step // 2)) for r in (6, 5) for step in range(4)]
+    assert keys == [(9, r, step, starts[r] + 2 * (step // 2)) for r in (5, 6) for step in range(4)]
 
 
 def test_a_sampled_token_is_as_sure_as_its_clean_probability():
     logits = np.array([3.0, 2.5, 0.0, -1.0, *[-60.0] * (V - 4)])
-    session = Fixed(logits, top_k=8)
-    options = GenerateOptions(gen_length=32, temperature=5.0)
-    rows = [Canvas([], 0, SETTINGS, options)]
-    feeds = feeds_of(rows, block_positions(rows, options), np.zeros(V, np.float32), options)
-    choice, doubt = propose(session.run(feeds), rows, options)
+    steps = []
+    options = GenerateOptions(gen_length=32, temperature=5.0, policy="quota", steps=1)
+    (result,) = generate(Fixed(logits, top_k=8), SETTINGS, [[1]], options, on_step=steps.append)
     p = np.exp(logits) / np.exp(logits).sum()
-    assert set(choice[0]) == {0, 1, 2, 3}
-    np.testing.assert_allclose(1 / (1 + doubt), p[choice], rtol=1e-6)
+    assert set(result.region) == {0, 1, 2, 3}
+    np.testing.assert_allclose(steps[0].confidences, p[result.region], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(result.logprobs), p[result.region], rtol=1e-6)
 
 
 def test_ids_beyond_the_vocabulary_and_the_mask_are_never_chosen():
@@ -180,12 +176,12 @@ def test_ids_beyond_the_vocabulary_and_the_mask_are_never_chosen():
 def test_a_shifted_model_is_asked_one_row_earlier():
     session = Fixed(np.zeros(V), top_k=2)
     options = GenerateOptions(gen_length=4, block_length=4, steps=1, policy="quota")
-    for shifted, expected in ((False, [[0, 1, 2, 3], [3, 4, 5, 6]]), (True, [[0, 0, 1, 2], [2, 3, 4, 5]])):
+    for shifted, expected in ((False, [[3, 4, 5, 6], [0, 1, 2, 3]]), (True, [[2, 3, 4, 5], [0, 0, 1, 2]])):
         generate(session, replace(SETTINGS, shifted_logits=shifted), [[], [1, 2, 3]], options)
         assert session.feeds.head_index.tolist() == expected
-        assert session.feeds.kv_len.tolist() == [4, 7]
+        assert session.feeds.kv_len.tolist() == [7, 4]  # the longest first
         assert session.feeds.input_ids.shape == (2, 16)
-        assert session.feeds.input_ids[1].tolist() == [1, 2, 3, *[MASK] * 4, *[PAD] * 9]
+        assert session.feeds.input_ids[0].tolist() == [1, 2, 3, *[MASK] * 4, *[PAD] * 9]
 
 
 def test_steps_show_the_canvas_filling_in_and_no_committed_token_changes():
@@ -220,26 +216,6 @@ def test_an_id_outside_the_embedding_is_refused():
 
 def test_no_prompts_no_results():
     assert generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [], GenerateOptions()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"gen_length": 0}, "gen_length is 0"),
-        ({"block_length": -1}, "block_length is -1"),
-        ({"steps": 0}, "steps is 0"),
-        ({"policy": "treshold"}, "did you mean threshold"),
-        ({"threshold": 0.0}, "threshold is 0.0"),
-        ({"threshold": float("nan")}, "threshold is nan"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": float("inf")}, "temperature is inf"),
-        ({"seed": -1}, "seed is -1"),
-    ],
-)
-def test_options_that_cannot_be_meant_are_usage_faults(options, why):
-    with pytest.raises(UsageFault, match=why):
-        generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [[1]], GenerateOptions(**options))
 
 
 def test_prompt_that_is_too_long_is_a_usage_fault():

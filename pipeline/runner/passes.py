@@ -1,0 +1,129 @@
+"""One forward pass for every live row: a full one, or a block pass over the window that its cache allows.
+
+Rows that need a full pass and rows that need a block pass go through the session in calls of their own, each over a
+contiguous range of a cache's rows. Place p of the batch is row p of every cache; which cache a row lives in depends on
+its length. Shape letters: B batch, R head rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.backends.backend import OUTPUTS, Cache, Feeds, Floats, Ids, Record, Session
+from pipeline.runner.caches import ROOMY, Caches
+from pipeline.runner.candidates import Picks
+from pipeline.runner.canvas import Blocks, Canvases
+from pipeline.runner.monitor import Monitor
+from pipeline.runner.schedule import BRIDGE, runs
+from pipeline.runner.window import Rows, block_feeds, full_feeds
+
+Piece = tuple[Ids, Record]  # places, and the rows of each
+
+
+class Passes:
+    """Runs the session over the canvases of one generation; `close` gives its caches back."""
+
+    def __init__(self, session: Session, caches: Caches, canvases: Canvases, bias: Floats, monitor: Monitor) -> None:
+        self.session, self.caches, self.canvases, self.bias, self.monitor = session, caches, canvases, bias, monitor
+        temperature = canvases.options.temperature
+        self.inverse = np.float32(1.0 / temperature if temperature > 0 else 1.0)
+        self.cached = session.cached and not canvases.options.exact
+        self.slots: Ids = np.zeros(len(canvases.requests), dtype=np.int64)  # of the cache that a place's row lives in
+        self.opened: dict[int, Cache] = {}
+
+    def run(self, blocks: Blocks) -> Record:
+        """The record of the live rows' blocks [B, R]."""
+        rows, places = self.canvases, blocks.places
+        if not self.cached:
+            rows.nfe_full[places] += 1
+            given = Rows(ids=rows.ids[places], lengths=rows.length[places], positions=blocks.positions)
+            return self.session.run(full_feeds(given, rows.window.shift, self.bias, self._inverse(len(places))))
+        self._house(places)
+        full = rows.refresh[places]
+        watched = full & (rows.nfe_full[places] > 0) & rows.options.monitor
+        by_block, by_full = watched | ~full, full
+        rows.nfe_block[places] += by_block
+        rows.nfe_full[places] += by_full
+        # The full passes last: they overwrite what a block pass leaves in the rows between its own.
+        windows = self._calls(blocks, by_block, block=True)
+        canvases = self._calls(blocks, by_full, block=False)
+        if watched.any():
+            stale, fresh = (record_of(places[watched], pieces) for pieces in (windows, canvases))
+            self.monitor.compare(places[watched], stale, fresh, blocks.masked[watched])
+        return record_of(places, canvases + windows)
+
+    def close(self) -> None:
+        """Give the caches back; after a fault, `forget` them instead."""
+        for cache in self.opened.values():
+            self.caches.give_back(cache)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the caches go: what they hold is not to be trusted."""
+        self.opened.clear()
+
+    def _inverse(self, count: int) -> Floats:
+        return np.full(count, self.inverse, dtype=np.float32)
+
+    def _house(self, places: Ids) -> None:
+        """Give a cache to each row that came, or outgrew its slots; both take a full pass next."""
+        rows = self.canvases
+        for place in places[rows.refresh[places]].tolist():
+            needed = rows.window.slots(int(rows.length[place]))
+            if rows.nfe_full[place] and needed <= self.slots[place]:
+                continue
+            fitting = [slots for slots in self.opened if needed <= slots <= ROOMY * needed]
+            if not fitting:
+                cache = self.caches.take(len(rows.requests), needed)
+                self.opened[cache.slots] = cache
+                fitting = [cache.slots]
+            self.slots[place] = max(fitting)  # rows of one cache share a call
+        self._drop(set(self.slots[places].tolist()))
+
+    def _drop(self, used: set[int]) -> None:
+        for slots in set(self.opened) - used:
+            self.caches.give_back(self.opened.pop(slots))
+
+    def _calls(self, blocks: Blocks, wanted: Picks, *, block: bool) -> list[Piece]:
+        """Records of the `wanted` rows [B], from as few calls as their places allow."""
+        places = blocks.places[wanted]
+        pieces = []
+        for slots, cache in self.opened.items():
+            here = places[self.slots[places] == slots]
+            for span in runs(here.tolist(), BRIDGE if block else 0):
+                inside = here[(here >= span.start) & (here < span.stop)] - span.start
+                record = self.session.run(self._feeds(blocks, span, inside, block), cache, first_row=span.start)
+                pieces.append((inside + span.start, _rows_of(record, inside)))
+        return pieces
+
+    def _feeds(self, blocks: Blocks, span: range, inside: Ids, block: bool) -> Feeds:
+        """Inputs of a call over the places of `span`; those not `inside` compute one padding row."""
+        rows, count = self.canvases, len(span)
+        lengths, starts = np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        positions = np.zeros((count, rows.width), dtype=np.int64)
+        used = inside + span.start
+        lengths[inside] = rows.length[used]
+        positions[inside] = blocks.positions[np.searchsorted(blocks.places, used)]
+        given = Rows(ids=rows.ids[span.start : span.stop], lengths=lengths, positions=positions)
+        inverse = self._inverse(count)
+        if not block:
+            return full_feeds(given, rows.window.shift, self.bias, inverse)
+        starts[inside] = rows.window.start(rows.block_start[used])
+        return block_feeds(given, rows.window, starts, self.bias, inverse)
+
+
+def record_of(places: Ids, pieces: list[Piece]) -> Record:
+    """The rows of these places, in their order; of two pieces that have a place, from the first."""
+    if len(pieces) == 1 and len(pieces[0][0]) == len(places):
+        return pieces[0][1]
+    known = np.concatenate([each for each, _ in pieces])
+    order = np.argsort(known, kind="stable")
+    index = order[np.searchsorted(known, places, sorter=order)]
+    records = [record.as_dict() for _, record in pieces]
+    return Record(**{name: np.concatenate([record[name] for record in records])[index] for name in OUTPUTS})
+
+
+def _rows_of(record: Record, index: Ids) -> Record:
+    if len(index) == len(record.tail):
+        return record
+    return Record(**{name: array[index] for name, array in record.as_dict().items()})

@@ -1,0 +1,96 @@
+"""Which rows of a canvas a pass computes, and the arrays that say so.
+
+Slot = canvas position. A block pass computes the block, `vicinity` rows to either side of it, for a model with shifted
+logits the row before it (which predicts its first position), and what fills the window up to a multiple of ALIGN:
+real rows all of them, so the window depends on the options and the row alone, never on the batch.
+Shape letters: B batch, Q query rows, R head rows, S cache slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.backends.backend import Feeds, Floats, Ids
+from pipeline.runner.settings import GenerateOptions, Settings
+
+ALIGN = 16  # Q and S are multiples of it: few shapes, and sums over slots end in no partial vector
+
+
+def aligned(count: int) -> int:
+    """The next multiple of ALIGN."""
+    return -(-count // ALIGN) * ALIGN
+
+
+def bucket(slots: int) -> int:
+    """Slots to allocate for that many: four sizes to each doubling, at most a quarter too many or ALIGN."""
+    grain = max(ALIGN, (1 << (slots - 1).bit_length()) >> 3)
+    return -(-slots // grain) * grain
+
+
+def block_width(options: GenerateOptions) -> int:
+    """R: head rows of every pass under these options."""
+    return min(options.block_length, options.gen_length or options.block_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Rows that a block pass computes: `before` the block's first position, `rows` in all."""
+
+    before: int
+    rows: int
+    shift: int  # head row of position j is j - shift
+
+    @classmethod
+    def of(cls, settings: Settings, options: GenerateOptions) -> Window:
+        """The window of every block pass under these options."""
+        left, right = options.vicinity
+        shift = int(settings.shifted_logits)
+        before = left + shift
+        return cls(before=before, rows=aligned(before + block_width(options) + right), shift=shift)
+
+    def start(self, block_start: Ids) -> Ids:
+        """First row of the window [B]."""
+        return np.maximum(block_start - self.before, 0)
+
+    def slots(self, length: int) -> int:
+        """Slots that let the window of a canvas of `length` stand anywhere in it."""
+        return bucket(aligned(length) + min(self.rows, aligned(length)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a pass must know of the canvases it computes."""
+
+    ids: Ids  # [B, at least Q + the last window's start] padding behind each canvas
+    lengths: Ids  # [B]
+    positions: Ids  # [B, R] canvas positions to predict
+
+
+def full_feeds(rows: Rows, shift: int, bias: Floats, inv_temp: Floats) -> Feeds:
+    """The inputs of a pass over whole canvases."""
+    count = aligned(int(rows.lengths.max()))
+    return Feeds(
+        input_ids=np.ascontiguousarray(rows.ids[:, :count]),
+        position_ids=np.tile(np.arange(count, dtype=np.int64), (len(rows.ids), 1)),
+        kv_len=rows.lengths,
+        head_index=np.maximum(rows.positions - shift, 0),
+        logit_bias=bias,
+        inv_temp=inv_temp,
+    )
+
+
+def block_feeds(rows: Rows, window: Window, starts: Ids, bias: Floats, inv_temp: Floats) -> Feeds:
+    """The inputs of a pass over the windows that begin at `starts` [B]."""
+    count = min(window.rows, aligned(int(rows.lengths.max())))
+    slots = starts[:, None] + np.arange(count, dtype=np.int64)
+    return Feeds(
+        input_ids=np.take_along_axis(rows.ids, slots, axis=1),
+        position_ids=slots,
+        kv_len=rows.lengths,
+        head_index=np.maximum(rows.positions - window.shift, 0) - starts[:, None],
+        logit_bias=bias,
+        inv_temp=inv_temp,
+        write_start=starts,
+    )
