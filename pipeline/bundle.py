@@ -46,7 +46,7 @@ class FormatSize:
 class BundleParts:
     """All that the stages before leave for the bundle.
 
-    `work` holds model.onnx, model.onnx.data, golden/ and, when validated, validation.json.
+    `work` holds model.onnx, model.onnx.data, score.onnx, golden/ and, when validated, validation.json.
     """
 
     work: Path
@@ -98,6 +98,7 @@ def _carried(parts: BundleParts) -> Iterator[str]:
     """Files that the stages before wrote, in the bundle's names."""
     yield names.MODEL
     yield names.MODEL_DATA
+    yield names.SCORE
     if parts.validated:
         yield names.VALIDATION
     for path in sorted((parts.work / names.GOLDEN).rglob("*")):

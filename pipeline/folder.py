@@ -28,6 +28,7 @@ STAGES = ("calibrate", "quantize", "lower", "validate", "build", "bundle")
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx.data"
+SCORE = "score.onnx"
 CONFIG = "config.json"
 RECIPE = "recipe.yaml"
 TOKENIZER = "tokenizer.json"

@@ -144,6 +144,18 @@ class Op:
 
         return write
 
+    def node(self, inputs: Mapping[str, ir.Value], **numbers: float) -> ir.Node:
+        """The node for edits of a model that was translated; numbers that are not given have their defaults."""
+        defaults = {name: p.default for name, p in self.signature.parameters.items() if p.default is not p.empty}
+        attributes = self.attributes({**dict.fromkeys(self.inputs), **defaults, **inputs, **numbers})
+        return ir.Node(
+            DOMAIN,
+            str(self.onnx_type),
+            [inputs[name] for name in self.present(attributes)],
+            ir.convenience.convert_attributes({**attributes, **PLUGIN}),
+            num_outputs=len(self.outputs(attributes)),
+        )
+
     def variant(self, attributes: Attributes) -> str:
         """Name of the body for these attributes: what is switched on, then the numbers."""
         on = [flag.removeprefix("has_") for flag in self.flags if attributes[flag]]

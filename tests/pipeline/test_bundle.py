@@ -57,6 +57,7 @@ def make_parts(work: Path, **changes: Any) -> BundleParts:
         helper.make_model(helper.make_graph(nodes, "g", [ids], [codes]), opset_imports=opsets), work / "model.onnx"
     )
     (work / "model.onnx.data").write_bytes(b"weights")
+    (work / "score.onnx").write_bytes(b"the same with another ending")
     (work / "golden").mkdir(exist_ok=True)
     (work / "golden" / "0.json").write_bytes(b"{}")
     (work / "stats.safetensors").write_bytes(b"stays")
@@ -93,6 +94,7 @@ def test_a_bundle_verifies_and_holds_what_a_device_needs(tmp_path: Path) -> None
         "model.onnx",
         "model.onnx.data",
         "recipe.yaml",
+        "score.onnx",
         "tokenizer.json",
         "tokenizer_config.json",
         "validation.json",
