@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import InputRefused, UsageFault
 from pipeline.folder import MANIFEST, user_path
-from pipeline.runner import GenerateOptions, Runner, Settings, Step, TextModel, generate
-from pipeline.runner.loop import checked_prompt
+from pipeline.runner import GenerateOptions, Request, Runner, Settings, Step, TextModel, denoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +28,16 @@ class Item:
 class Score:
     """`exact_match` is a share 0..1; `nfe` the forward passes of an item on average; `seconds` without loading.
 
-    `unreachable` answers have more tokens than gen_length; they count as wrong.
+    `tpf` is the mean over items of tokens by passes, `tokens_per_second` all tokens by all seconds: both count up to
+    the first end-of-text. `unreachable` answers have more tokens than gen_length; they count as wrong.
     """
 
     exact_match: float
     count: int
     nfe: float
+    nfe_full: float
+    tpf: float
+    tokens_per_second: float
     seconds: float
     unreachable: int
 
@@ -75,13 +78,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def open_model(
-    model: str, *, threads: int | None = None, on_bytes: Callable[[int, int], None] | None = None
+    name: str, *, threads: int | None = None, on_bytes: Callable[[int, int], None] | None = None
 ) -> TextModel:
     """A bundle in ONNX Runtime, or a checkpoint folder (or `builtin:` name) at full precision in torch.
 
     `on_bytes` gets the bytes of a bundle that were checked and are to check.
     """
-    folder = user_path(model)
+    folder = user_path(name)
     if os.path.exists(folder / MANIFEST):
         return Runner(folder, threads=threads, on_bytes=on_bytes)
     from dataclasses import replace
@@ -89,18 +92,24 @@ def open_model(
     import torch
 
     from pipeline.backends.eager import open_transformer
+    from pipeline.backends.score import EagerScore
     from pipeline.models import resolve
     from pipeline.models.checkpoint import load_model, open_checkpoint
     from pipeline.models.tokenizer import read_tokenizer
+    from pipeline.runner.chat import template_of
 
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(resolve(model))
+    checkpoint = open_checkpoint(resolve(name))
     source = read_tokenizer(checkpoint.folder, checkpoint.config)
     settings = Settings.of_model(checkpoint.config)
     settings = replace(settings, vocab_size=min(settings.vocab_size, source.id_limit))  # as the bundle has it
-    session = open_transformer(load_model(checkpoint), top_k=settings.top_k)
-    return TextModel(session, settings, source.parsed())
+    model = load_model(checkpoint)
+    session = open_transformer(model, top_k=settings.top_k)
+    tokenizer = source.parsed()
+    text = source.chat_template
+    template = None if text is None else template_of(text, source.special_ids, tokenizer)
+    return TextModel(session, settings, tokenizer, template=template, open_scoring=lambda: EagerScore(model))
 
 
 def evaluate(
@@ -120,38 +129,38 @@ def evaluate(
         if step.finished and on_done is not None:
             on_done(done)
 
-    prompts = [_encoded(model, item, options) for item in items]
+    requests = [_request(model, item, options) for item in items]
     expected = [model.encode(item.answer, special_tokens=False) for item in items]
     started = time.monotonic()
-    results = generate(
-        model.session,
-        model.settings,
-        prompts,
-        options,
-        request_ids=[item.line - 1 for item in items],
-        on_step=count,
-        batch_size=batch_size,
-    )
+    results = denoise(model.engine, requests, options, on_step=count, batch_size=batch_size, decode=model.decode)
     seconds = time.monotonic() - started
-    right = sum(is_right(model, result.ids, item.answer) for result, item in zip(results, items, strict=True))
+    pairs = zip(results, items, strict=True)
+    right = sum(says(model, model.text_of(result), item.answer) for result, item in pairs)
     return Score(
         exact_match=right / len(items),
         count=len(items),
         nfe=sum(result.nfe for result in results) / len(items),
+        nfe_full=sum(result.nfe_full for result in results) / len(items),
+        tpf=sum(result.tpf for result in results) / len(items),
+        tokens_per_second=round(sum(len(result.ids) for result in results) / seconds, 3),
         seconds=round(seconds, 3),
-        unreachable=sum(len(ids) > options.gen_length for ids in expected),
+        unreachable=sum(len(ids) > (options.gen_length or model.settings.max_length) for ids in expected),
     )
 
 
 def is_right(model: TextModel, ids: Sequence[int], answer: str) -> bool:
     """Whether the ids say what the answer does once it is encoded, white space aside."""
-    expected = model.decode(model.encode(answer, special_tokens=False))
-    return normalised(model.decode(ids)) == normalised(expected)
+    return says(model, model.decode(ids), answer)
 
 
-def _encoded(model: TextModel, item: Item, options: GenerateOptions) -> list[int]:
+def says(model: TextModel, text: str, answer: str) -> bool:
+    """The same of a text."""
+    return normalised(text) == normalised(model.decode(model.encode(answer, special_tokens=False)))
+
+
+def _request(model: TextModel, item: Item, options: GenerateOptions) -> Request:
     try:
-        return checked_prompt(model.encode(item.prompt), model.settings, options)
+        return model.request(item.prompt, options, number=item.line - 1)
     except UsageFault as fault:
         raise UsageFault(f"line {item.line}: {fault}") from None
 

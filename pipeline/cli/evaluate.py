@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from pipeline.cli.generation import chosen, generation_options
+from pipeline.cli.generation import chosen, described, generation_options
 
 FILE = click.Path(path_type=Path)
+BATCH_SIZE = 32
 
 
 @click.command(name="eval")
@@ -19,16 +20,17 @@ FILE = click.Path(path_type=Path)
 @click.option("--task", metavar="FILE.jsonl", required=True, type=FILE, help="One {prompt, answer} object a line.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N lines.")
 @generation_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts at a time.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts at a time [32; with --exact 1].")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores to use [all].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    model: str, task: Path, limit: int | None, batch_size: int, threads: int | None, as_json: bool, **given: Any
+    model: str, task: Path, limit: int | None, batch_size: int | None, threads: int | None, as_json: bool, **given: Any
 ) -> None:
     """Measure exact match of a model or a bundle on a task.
 
     A checkpoint folder (or builtin:NAME) runs at full precision in torch, a bundle in ONNX Runtime. An answer is right
-    when the text generated before the end-of-text token equals the expected one, white space aside.
+    when the text generated before the end-of-text token equals the expected one, white space aside. --exact turns the
+    cache and batching off.
     """
     from pipeline.evaluation import evaluate, open_model, read_task
     from pipeline.progress import Progress
@@ -45,7 +47,7 @@ def command(
             opened,
             items,
             options,
-            batch_size=batch_size,
+            batch_size=batch_size or (1 if options.exact else BATCH_SIZE),
             on_done=lambda done: stage.advance(done, len(items), "problems"),
         )
         stage.finish(f"exact match {score.exact_match:.1%}")
@@ -57,6 +59,7 @@ def command(
         click.echo(json.dumps({**asdict(score), "options": asdict(options)}))
     else:
         click.echo(
-            f"exact match {score.exact_match:.4f} on {score.count} problems, {score.nfe:.2f} passes a problem, "
-            f"{score.seconds:.1f} s"
+            f"exact match {score.exact_match:.4f} on {score.count} problems, {score.nfe:.2f} passes a problem "
+            f"({score.nfe_full:.2f} full), TPF {score.tpf:.2f}, {score.tokens_per_second:.1f} tokens/s, "
+            f"{score.seconds:.1f} s; {described(options)}"
         )

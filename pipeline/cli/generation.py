@@ -14,7 +14,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 GROWING = "auto"
 POLICY_NAMES = (
-    "quota, threshold, factor, entropy_bound, quota_or_threshold, margin, maskgit, entropy, origin, random, local_leap"
+    "quota, threshold, factor, entropy_bound, quota_or_threshold, margin, maskgit, entropy, origin, random, "
+    "local_leap, hierarchy"
 )
 
 
@@ -29,47 +30,73 @@ class Length(click.ParamType):
         return click.IntRange(min=1).convert(value, parameter, context)
 
 
-OPTIONS = (
-    click.option(
+OPTIONS = {
+    "gen_length": click.option(
         "--gen-length",
         type=Length(),
         help="Tokens to generate at most; auto adds blocks until an end-of-text [bundle's, or 32].",
     ),
-    click.option(
+    "block_length": click.option(
         "--block-length", type=click.IntRange(min=1), help="Tokens denoised together, left to right [bundle's, or 32]."
     ),
-    click.option("--steps", type=click.IntRange(min=1), help="Most passes over all blocks [bundle's, or one a token]."),
-    click.option("--policy", metavar="NAME", help=f"{POLICY_NAMES} [bundle's, or threshold]."),
-    click.option("--threshold", type=float, help="Confidence that commits a token at once [bundle's, or 0.9]."),
-    click.option("--factor", type=float, help="Of policy factor: more commits less certain tokens [1.0]."),
-    click.option("--entropy-bound", type=float, help="Of policy entropy_bound, in nats [0.1]."),
-    click.option("--temperature", type=float, help="0 takes the best token, above 0 samples [0]."),
-    click.option("--top-p", type=float, help="Sample among the likeliest tokens that make up this share [1.0]."),
-    click.option("--seed", type=int, help="Key of the random draws [0]."),
-    click.option("--repetition-penalty", type=float, help="Above 1, tokens that were written are less likely [1.0]."),
-    click.option("--eos", metavar="MODE", help="End-of-text: none, forbid, last or threshold [none]."),
-    click.option("--eos-threshold", type=float, help="Confidence that end-of-text needs under --eos threshold [0.9]."),
-    click.option("--edit", type=float, help="Replace committed tokens by others of more than this confidence [off]."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text (repeatable)."),
-    click.option("--guidance", type=float, help="Strength of classifier-free guidance [0]."),
-    click.option("--exact", is_flag=True, default=None, help="Compute every pass in full, without a cache."),
-    click.option("--refresh-every", type=click.IntRange(min=1), help="Blocks between full passes [1]."),
-    click.option(
+    "steps": click.option(
+        "--steps", type=click.IntRange(min=1), help="Most passes over all blocks [bundle's, or one a token]."
+    ),
+    "policy": click.option("--policy", metavar="NAME", help=f"{POLICY_NAMES} [bundle's, or threshold]."),
+    "threshold": click.option(
+        "--threshold", type=float, help="Confidence that commits a token at once [bundle's, or 0.9]."
+    ),
+    "factor": click.option("--factor", type=float, help="Of policy factor: more commits less certain tokens [1.0]."),
+    "entropy_bound": click.option("--entropy-bound", type=float, help="Of policy entropy_bound, in nats [0.1]."),
+    "temperature": click.option("--temperature", type=float, help="0 takes the best token, above 0 samples [0]."),
+    "top_p": click.option(
+        "--top-p", type=float, help="Sample among the likeliest tokens that make up this share [1.0]."
+    ),
+    "seed": click.option("--seed", type=int, help="Key of the random draws [0]."),
+    "repetition_penalty": click.option(
+        "--repetition-penalty", type=float, help="Above 1, tokens that were written are less likely [1.0]."
+    ),
+    "eos": click.option("--eos", metavar="MODE", help="End-of-text: none, forbid, last or threshold [none]."),
+    "eos_threshold": click.option(
+        "--eos-threshold", type=float, help="Confidence that end-of-text needs under --eos threshold [0.9]."
+    ),
+    "edit": click.option(
+        "--edit", type=float, help="Replace committed tokens by others of more than this confidence [off]."
+    ),
+    "stop": click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text (repeatable)."),
+    "guidance": click.option("--guidance", type=float, help="Strength of classifier-free guidance [0]."),
+    "exact": click.option("--exact", is_flag=True, default=None, help="Compute every pass in full, without a cache."),
+    "refresh_every": click.option(
+        "--refresh-every", type=click.IntRange(min=1), help="Blocks between full passes [1]."
+    ),
+    "vicinity": click.option(
         "--vicinity",
         type=click.IntRange(min=0),
         nargs=2,
         metavar="LEFT RIGHT",
         help="Rows beside the block that its passes compute again [0 0].",
     ),
-    click.option("--monitor", is_flag=True, default=None, help="Measure how far cached and full passes agree."),
-)
+    "monitor": click.option(
+        "--monitor", is_flag=True, default=None, help="Measure how far cached and full passes agree."
+    ),
+}
 
 
 def generation_options(command: Command) -> Command:
     """Add the options, in order."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+    return options_but()(command)
+
+
+def options_but(*left_out: str) -> Callable[[Command], Command]:
+    """Adds the options but these, which the command asks for in its own way."""
+
+    def add(command: Command) -> Command:
+        for name, option in reversed(OPTIONS.items()):
+            if name not in left_out:
+                command = option(command)
+        return command
+
+    return add
 
 
 def chosen(settings: Settings, given: dict[str, Any]) -> GenerateOptions:

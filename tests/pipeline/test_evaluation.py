@@ -1,6 +1,7 @@
 """Reading tasks, scoring answers, and that the score does not depend on the batch."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,7 +26,7 @@ def task(tmp_path):
 
 def test_lines_become_items(task):
     path = task({"prompt": "a", "answer": "b", "kind": "x"}, {"prompt": "", "answer": "\u00e9"}, b"", b"")
-    assert read_task(path) == [Item(line=1, prompt="a", answer="b"), Item(line=2, prompt="", answer="\u00e9")]
+    assert read_task(path) == [Item(line=1, prompt="a", answer="b", kind="x"), Item(line=2, prompt="", answer="\u00e9")]
     assert len(read_task(path, limit=1)) == 1
 
 
@@ -67,13 +68,13 @@ def model(whole_bundle):
 def items(model):
     """Every second answer is what the model says, with other white space."""
     prompts = ["".join(LETTERS[i] for i in prompt) for prompt in prompts_of(seed=5, count=20)]
-    said = [completion.text for completion in model.generate_text(prompts, OPTIONS)]
+    said = [completion.text for completion in model.generate(prompts, OPTIONS)]
     answers = [f" {text}\n" if i % 2 == 0 else text + "z" for i, text in enumerate(said)]
     return [Item(line=i + 1, prompt=p, answer=a) for i, (p, a) in enumerate(zip(prompts, answers, strict=True))]
 
 
 def answers_of(model, items):
-    return model.generate_text([item.prompt for item in items], OPTIONS)
+    return model.generate([item.prompt for item in items], OPTIONS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
@@ -83,8 +84,29 @@ def test_the_score_is_the_share_of_equal_answers(model, items, batch_size):
     assert score.exact_match == 0.5
     assert score.count == 20
     assert score.nfe == pytest.approx(sum(c.result.nfe for c in answers_of(model, items)) / 20)
+    assert score.nfe_full == pytest.approx(sum(c.result.nfe_full for c in answers_of(model, items)) / 20)
+    assert score.tpf == pytest.approx(sum(c.result.tpf for c in answers_of(model, items)) / 20)
+    assert score.tokens_per_second > 0
     assert score.unreachable == sum(len(item.answer.strip()) > 12 for item in items)
     assert seen == list(range(1, 21))
+
+
+def test_a_stop_text_ends_an_answer(model):
+    options = replace(OPTIONS, eos="forbid")
+    (whole,) = model.generate(["hello"], options)
+    at = next(i for i in range(1, 12) if whole.text[i] not in whole.text[:i])
+    item = Item(line=1, prompt="hello", answer=whole.text[:at])
+    assert evaluate(model, [item], options).exact_match == 0
+    assert evaluate(model, [item], replace(options, stop=(whole.text[at:],))).exact_match == 1
+
+
+def test_a_canvas_that_grows_reaches_every_answer(model, items):
+    assert evaluate(model, items[:3], replace(OPTIONS, gen_length=None)).unreachable == 0
+
+
+def test_a_mask_in_a_prompt_names_its_line(model):
+    with pytest.raises(UsageFault, match="line 2: the prompt holds the model's mask token"):
+        evaluate(model, [Item(line=1, prompt="a", answer="b"), Item(line=2, prompt="<mask>", answer="b")], OPTIONS)
 
 
 def test_a_prompt_too_long_names_its_line(model):
@@ -103,7 +125,12 @@ def test_a_checkpoint_and_its_float_bundle_score_alike(items, tmp_path, whole_bu
     tokenizer().save(str(folder / "tokenizer.json"))
     checkpoint, bundle = open_model(str(folder), threads=1), open_model(str(whole_bundle), threads=1)
     assert checkpoint.settings.vocab_size == bundle.settings.vocab_size == 39
-    assert evaluate(checkpoint, items, OPTIONS).exact_match == evaluate(bundle, items, OPTIONS).exact_match == 0.5
+    exact = replace(OPTIONS, exact=True)  # torch keeps no keys and values
+    found = [
+        replace(evaluate(model, items, exact), seconds=0.0, tokens_per_second=0.0) for model in (checkpoint, bundle)
+    ]
+    assert found[0] == found[1]
+    assert 0 < found[0].exact_match < 1
 
 
 def test_ids_without_a_token_are_banned_as_in_a_bundle(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.evaluation import evaluate
 
 
 @pytest.fixture
@@ -19,7 +20,8 @@ def test_json_has_the_promised_keys(whole_bundle, task, capsys):
     assert main(["eval", str(whole_bundle), "--task", str(task), "--json", "--gen-length", "10"]) == 0
     captured = capsys.readouterr()
     body = json.loads(captured.out)
-    assert {"exact_match", "count", "nfe", "seconds"} <= set(body)
+    keys = {"exact_match", "count", "nfe", "nfe_full", "tpf", "tokens_per_second", "seconds"}
+    assert keys <= set(body)
     assert body["count"] == 2
     assert body["options"]["gen_length"] == 10
     assert body["options"]["block_length"] == 6  # the bundle's own
@@ -29,7 +31,32 @@ def test_json_has_the_promised_keys(whole_bundle, task, capsys):
 
 def test_plain_output_is_one_line(whole_bundle, task, capsys):
     assert main(["eval", str(whole_bundle), "--task", str(task), "--limit", "1"]) == 0
-    assert capsys.readouterr().out.startswith("exact match 0.0000 on 1 problems, ")
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith("exact match 0.0000 on 1 problems, ")
+
+
+def test_what_generation_was_like_stands_with_every_score(whole_bundle, task, capsys):
+    assert main(["eval", str(whole_bundle), "--task", str(task), "--limit", "1", "--temperature", "0.5"]) == 0
+    said = capsys.readouterr().out
+    usual = "gen-length 12, block-length 6, policy threshold, threshold 0.6, temperature 0.5, exact no, refresh-every 1"
+    assert said.endswith(f"; {usual}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "exact", "batch_size"),
+    [([], False, 32), (["--exact"], True, 1), (["--exact", "--batch-size", "7"], True, 7)],
+)
+def test_exact_turns_cache_and_batching_off(whole_bundle, task, monkeypatch, words, exact, batch_size):
+    seen = []
+
+    def watch(model, items, options, *, batch_size, on_done):
+        seen.append((options.exact, batch_size))
+        return evaluate(model, items, options, batch_size=batch_size)
+
+    monkeypatch.setattr("pipeline.evaluation.evaluate", watch)
+    assert main(["eval", str(whole_bundle), "--task", str(task), *words]) == 0
+    assert seen == [(exact, batch_size)]
 
 
 @pytest.mark.parametrize(

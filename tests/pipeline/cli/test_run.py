@@ -15,6 +15,11 @@ from pipeline.folder import MANIFEST
 from pipeline.runner.policies import POLICIES
 from tests.pipeline.random_models import seal
 
+KEYS = {
+    *("text", "ids", "finish_reason", "prompt_tokens", "seconds", "tokens_per_second"),
+    *("nfe", "nfe_full", "nfe_block", "tpf", "agreement", "step_map", "logprobs"),
+}
+
 
 def dllmc(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
@@ -66,12 +71,16 @@ def test_the_text_is_all_that_goes_to_standard_output(whole_bundle, capsys):
     body = json.loads(capsys.readouterr().out)
     assert plain.out == body["text"] + "\n"
     assert plain.err == ""
-    assert set(body) == {"text", "ids", "finish_reason", "prompt_tokens", "nfe", "seconds"}
+    assert set(body) == KEYS
     assert body["prompt_tokens"] == 5
+    assert body["nfe"] == body["nfe_full"] + body["nfe_block"]
+    assert body["tpf"] == pytest.approx(len(body["ids"]) / body["nfe"], abs=1e-4)
+    assert len(body["step_map"]) == len(body["logprobs"]) == 12
 
 
 def test_options_reach_the_loop(whole_bundle, capsys):
     options = ["--gen-length", 9, "--block_length", 3, "--steps", 9, "--policy", "quota", "--temperature", 2.0]
+    options += ["--eos", "forbid"]
     bodies = []
     for seed in (1, 1, 2):
         assert dllmc("run", whole_bundle, "--prompt", "z9", *options, "--seed", seed, "--json") == 0
@@ -83,8 +92,12 @@ def test_options_reach_the_loop(whole_bundle, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [
-        ([], 2, "either --prompt TEXT or --self-test"),
-        (["--prompt", "a", "--self-test"], 2, "either --prompt TEXT or --self-test"),
+        ([], 2, "pass one of --prompt TEXT, --infill TEXT and --self-test"),
+        (["--prompt", "a", "--self-test"], 2, "pass one of"),
+        (["--prompt", "a", "--infill", "a"], 2, "pass one of"),
+        (["--infill", "a"], 2, "no gap to fill"),
+        (["--prompt", "a<mask>"], 2, "holds the model's mask token"),
+        (["--prompt", "a", "--block-length", "0"], 2, "block-length"),
         (["--prompt", "a" * 95], 2, "the model takes 96"),
         (["--prompt", "a", "--policy", "qota"], 2, "did you mean quota"),
         (["--prompt", "a", "--threshold", "2"], 2, "threshold is 2.0"),
@@ -96,6 +109,19 @@ def test_wrong_use_says_what_is_wrong(whole_bundle, capsys, arguments, code, why
     captured = capsys.readouterr()
     assert why in captured.err
     assert captured.out == ""
+
+
+def test_infill_writes_the_gaps(whole_bundle, capsys):
+    assert dllmc("run", whole_bundle, "--infill", "ab<mask:3>c", "--eos", "forbid") == 0
+    text = capsys.readouterr().out
+    assert (text[:2], text[5:]) == ("ab", "c\n")
+
+
+def test_exact_computes_every_pass_in_full(whole_bundle, capsys):
+    assert dllmc("run", whole_bundle, "--prompt", "hello", "--policy", "quota", "--exact", "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["nfe_block"] == 0
+    assert body["nfe_full"] > 2
 
 
 def test_a_spoilt_bundle_does_not_run(bundle, capsys):

@@ -15,7 +15,7 @@ def test_score_is_that_of_an_evaluation():
     _, probe, _, _, settings = probes(shifted=True)
     model = TextModel(probe, settings, tokenizer())
     prompts = ["".join(LETTERS[i] for i in prompt) for prompt in prompts_of(seed=5, count=12)]
-    said = [completion.text for completion in model.generate_text(prompts, OPTIONS)]
+    said = [completion.text for completion in model.generate(prompts, OPTIONS)]
     # Every second answer is what the model says, with other white space; those of kind b are all wrong.
     answers = [f" {text}\n" if i % 4 == 0 else text + "z" for i, text in enumerate(said)]
     problems = [

@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 
 from pipeline.errors import HashMismatch, InputRefused, UsageFault
-from pipeline.runner import GenerateOptions, Runner, generate
+from pipeline.folder import TOKENIZER_CONFIG
+from pipeline.runner import Completion, GenerateOptions, Piece, Runner, Step, TextModel, generate
+from pipeline.runner.chat import ChatTemplate
 from pipeline.runner.self_test import self_test
-from tests.pipeline.random_models import EOS, LETTERS, MASK, seal
+from tests.pipeline.random_models import EOS, LETTERS, MASK, PAD, seal
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors")
 
@@ -21,7 +26,7 @@ def runner(whole_bundle):
 
 def test_text_in_text_out(runner):
     prompts = ["abc", "hello", "", "a1b2"]
-    completions = runner.generate_text(prompts)
+    completions = runner.generate(prompts)
     ids = [[LETTERS.index(c) for c in prompt] for prompt in prompts]
     results = generate(runner.session, runner.settings, ids, runner.settings.generation)
     assert [c.result for c in completions] == results
@@ -37,18 +42,184 @@ def test_special_tokens_are_no_text(runner):
 
 
 def test_options_replace_the_defaults_of_the_bundle(runner):
-    assert len(runner.generate_text(["abc"])[0].result.region) == 12
-    assert len(runner.generate_text(["abc"], GenerateOptions(gen_length=5))[0].result.region) == 5
+    assert len(runner.generate(["abc"])[0].result.region) == 12
+    assert len(runner.generate(["abc"], GenerateOptions(gen_length=5))[0].result.region) == 5
+
+
+def test_an_option_by_its_name_changes_one_thing(runner):
+    assert runner.options(gen_length=5) == replace(runner.settings.generation, gen_length=5)
+    (changed,) = runner.generate(["abc"], GenerateOptions(gen_length=9), block_length=3)
+    assert changed.result == runner.generate(["abc"], GenerateOptions(gen_length=9, block_length=3))[0].result
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"treshold": 0.5}, "did you mean threshold"),
+        ({"xyzzy": 1}, "known: gen_length"),
+        ({"block_length": 0}, "block_length is 0"),
+        ({"threshold": 1.5}, r"threshold is 1\.5"),
+        ({"threshold": -0.5}, r"threshold is -0\.5"),
+        ({"stop": ("",)}, "empty text"),
+    ],
+)
+def test_options_that_cannot_be_meant(runner, changes, why):
+    with pytest.raises(UsageFault, match=why):
+        runner.generate(["abc"], **changes)
+
+
+def test_one_text_is_no_list_of_prompts(runner):
+    with pytest.raises(UsageFault, match="expected a list"):
+        runner.generate("abc")
+
+
+def test_an_empty_prompt_shares_a_batch(runner):
+    together = runner.generate(["abc", "", "hello"])
+    assert [c.result.region for c in together] == [
+        runner.generate([prompt])[0].result.region for prompt in ("abc", "", "hello")
+    ]
+
+
+def test_speed_counts_what_stands_before_the_end(runner):
+    (completion,) = runner.generate(["abc"], gen_length=24)
+    assert completion.seconds > 0
+    assert completion.tokens_per_second == len(completion.result.ids) / completion.seconds
+
+
+def test_more_stop_texts_than_text(runner):
+    (whole,) = runner.generate(["abc"])
+    (same,) = runner.generate(["abc"], stop=tuple(f"{number:04}?" for number in range(1000)))
+    assert same.text == whole.text
+    (cut,) = runner.generate(["abc"], stop=(*(f"{number:04}?" for number in range(1000)), whole.text[1:3]))
+    assert whole.text.startswith(cut.text + whole.text[1:3])
+    assert cut.result.finish_reason == "stop"
 
 
 def test_a_prompt_too_long_is_a_usage_fault(runner):
     with pytest.raises(UsageFault, match="85 tokens"):
-        runner.generate_text(["a" * 85])
+        runner.generate(["a" * 85])
 
 
 def test_text_that_is_no_unicode_is_a_usage_fault(runner):
     with pytest.raises(UsageFault, match="not valid Unicode"):
-        runner.generate_text(["\udcff"])
+        runner.generate(["\udcff"])
+
+
+def test_a_mask_in_the_prompt_is_asked_for_elsewhere(runner):
+    for call in (lambda: runner.generate(["ab<mask>"]), lambda: runner.stream("<mask>")):
+        with pytest.raises(UsageFault, match="holds the model's mask token"):
+            call()
+
+
+class TestStream:
+    OPTIONS: ClassVar = {"gen_length": 24, "block_length": 4, "policy": "quota", "eos": "forbid"}
+
+    def test_pieces_join_up_to_the_text_that_generate_gives(self, runner):
+        *events, last = runner.stream("hello", **self.OPTIONS)
+        assert isinstance(last, Completion)
+        assert "".join(event.text for event in events if isinstance(event, Piece)) == last.text
+        assert sum(isinstance(event, Piece) for event in events) == 6  # one a block
+        assert last.result == runner.generate(["hello"], **self.OPTIONS)[0].result
+
+    def test_what_is_committed_stays(self, runner):
+        steps = [event for event in runner.stream("hello", **self.OPTIONS) if isinstance(event, Step)]
+        assert len(steps) == 24
+        for before, after in pairwise(steps):
+            written = before.region != MASK
+            assert (after.region[written] == before.region[written]).all()
+            assert len(after.committed) == 1
+
+    def test_a_stop_text_over_two_blocks_is_never_said(self, runner):
+        (whole,) = runner.generate(["hello"], **self.OPTIONS)
+        stop = whole.text[3:5]  # the last letter of a block and the first of the next
+        *events, last = runner.stream("hello", **self.OPTIONS, stop=(stop,))
+        assert "".join(event.text for event in events if isinstance(event, Piece)) == last.text
+        assert last.text == whole.text[: whole.text.index(stop)]
+
+    def test_closing_it_cancels(self, runner, monkeypatch):
+        (before,) = runner.generate(["hello"], **self.OPTIONS)
+        passes = []
+        run = runner.session.run
+        monkeypatch.setattr(runner.session, "run", lambda *words, **more: passes.append(1) or run(*words, **more))
+        events = runner.stream("hello", **self.OPTIONS)
+        assert isinstance(next(events), Step)
+        events.close()
+        assert len(passes) == 1
+        assert list(events) == []
+        assert runner.generate(["hello"], **self.OPTIONS)[0].result == before.result
+
+    def test_a_fault_is_raised_at_the_call(self, runner):
+        with pytest.raises(UsageFault, match="threshold"):
+            runner.stream("a", threshold=2.0)
+
+
+class TestFilling:
+    def test_only_masks_are_written(self, runner):
+        canvas = [0, MASK, 1, EOS, MASK, MASK, 2]
+        result = runner.fill(canvas).result
+        assert [i for i, given in zip(result.region, canvas, strict=True) if given != MASK] == [0, 1, EOS, 2]
+        assert MASK not in result.region
+        assert result.ids == result.region
+        assert [step > 0 for step in result.step_map] == [given == MASK for given in canvas]
+
+    def test_text_with_gaps(self, runner):
+        completion = runner.infill("ab<mask:3>c<mask:2>", eos="forbid")
+        assert completion.text[:2] == "ab"
+        assert completion.text[5] == "c"
+        assert len(completion.text) == 8
+        assert completion.prompt_tokens == 3
+
+    @pytest.mark.parametrize(
+        ("call", "why"),
+        [
+            (lambda runner: runner.fill([1, 2]), "no mask"),
+            (lambda runner: runner.fill([]), "no mask"),
+            (lambda runner: runner.fill([MASK] * 97), "the model takes 96"),
+            (lambda runner: runner.infill("abc"), "no gap"),
+            (lambda runner: runner.infill("<mask><mask:2>"), "holds the model's mask token"),
+        ],
+    )
+    def test_what_cannot_be_filled(self, runner, call, why):
+        with pytest.raises(UsageFault, match=why):
+            call(runner)
+
+    def test_an_id_out_of_range_is_refused(self, runner):
+        with pytest.raises(InputRefused, match="rows 0 to 39"):
+            runner.fill([40, MASK])
+
+
+class TestChat:
+    TEMPLATE = ChatTemplate(
+        text="{% for m in messages %}{{ m.role[0] ~ m.content ~ end }}{% endfor %}a", tokens={"end": "<pad>"}
+    )
+    MESSAGES: ClassVar = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x"}]
+
+    def test_the_template_makes_the_prompt(self, runner):
+        model = TextModel(runner.session, runner.settings, runner.tokenizer, template=self.TEMPLATE)
+        ids = [*(LETTERS.index(c) for c in "uhi"), PAD, *(LETTERS.index(c) for c in "ax"), PAD, LETTERS.index("a")]
+        assert model.encode_chat(self.MESSAGES) == ids
+        completion = model.chat(self.MESSAGES, gen_length=9)
+        (expected,) = generate(runner.session, runner.settings, [ids], model.options(gen_length=9))
+        assert completion.result == expected
+        assert list(model.stream(self.MESSAGES, gen_length=9))[-1].result == expected
+
+    def test_a_bundle_carries_its_template(self, bundle):
+        (bundle / TOKENIZER_CONFIG).write_text(
+            json.dumps({"chat_template": self.TEMPLATE.text, "special_ids": {"end": PAD}})
+        )
+        seal(bundle)
+        assert Runner(bundle, 1).template == self.TEMPLATE
+
+    def test_without_a_template_there_is_no_chat(self, runner):
+        for call in (runner.chat, runner.stream):
+            with pytest.raises(UsageFault, match="no chat template"):
+                call(self.MESSAGES)
+
+
+def test_a_model_without_a_score_graph_cannot_score(runner):
+    model = TextModel(runner.session, runner.settings, runner.tokenizer)
+    with pytest.raises(UsageFault, match="cannot score"):
+        model.score("a", "b")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "config.json", "tokenizer.json"])
@@ -84,12 +255,13 @@ def test_the_running_process_has_no_torch(whole_bundle):
     code = (
         "import sys\n"
         "import pipeline.cli.run, pipeline.cli.evaluate\n"
+        "import pipeline.cli.chat, pipeline.cli.score, pipeline.cli.benchmark\n"
         "from pathlib import Path\n"
         "from pipeline.runner import Runner\n"
         "runner = Runner(Path(sys.argv[1]), threads=1)\n"
         "from pipeline.runner.self_test import self_test\n"
         "self_test(runner.session, Path(sys.argv[1]) / 'golden')\n"
-        "runner.generate_text(['abc'])\n"
+        "runner.generate(['abc'])\n"
         "print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(whole_bundle)], capture_output=True, text=True, check=True)
