@@ -1,14 +1,11 @@
 """Multiple choice by likelihood: does a model find the right answer likelier than three that are wrong in one place?
 
-    -log2 p(option | prompt) <= E over k ~ U(1..L) and k masked positions of  L / k * (bits of the masked tokens)
-
-estimated on masks stratified over k, as LLaDA's evaluation does (arXiv 2502.09992, eq. 6): sample i of n masks
-1 + (k + floor(i L / n)) mod L positions, k drawn once. Options of equal length see equal masks, so what they share
-cancels. The end-of-text behind an option is visible and not scored.
+Likelihoods are those of `runner/scoring.py`, from every logit of the model in torch, so a candidate in simulation has
+them, too.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +17,7 @@ from pipeline.metrics.masked_nll import Floats, canvas_bits
 from pipeline.metrics.noise_grid import canvases
 from pipeline.metrics.probe import Probe
 from pipeline.metrics.sums import Sums
+from pipeline.runner.scoring import stratified_masks
 from pipeline.runner.settings import Settings
 from pipeline.tiny.problems import LETTERS, Problem
 
@@ -142,10 +140,3 @@ def option_bits(
     weighed = canvas_bits(probe, canvases(rows, settings), settings, size=size) / np.array(shares)
     means: Floats = weighed.reshape(len(question.options), samples).mean(1)
     return means
-
-
-def stratified_masks(length: int, samples: int, draw: random.Random) -> Iterator[list[int]]:
-    """Masked places among `length`: their number runs evenly through 1..length from a drawn start."""
-    start = draw.randrange(length)
-    for number in range(samples):
-        yield draw.sample(range(length), 1 + (start + number * length // samples) % length)

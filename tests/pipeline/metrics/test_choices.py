@@ -20,10 +20,10 @@ from pipeline.metrics.choices import (
     option_bits,
     questions,
     slip,
-    stratified_masks,
     swap,
 )
 from pipeline.metrics.probe import Probe
+from pipeline.runner.scoring import stratified_masks
 from pipeline.tiny.problems import KINDS, held_out
 from tests.pipeline.metrics.probes import probes
 from tests.pipeline.random_models import EOS, LETTERS, MASK, V, tokenizer
@@ -73,23 +73,6 @@ def test_a_swap_moves_two_items(seed, digits):
     wrong = swap(random.Random(seed), answer)
     assert wrong != answer
     assert (sorted(wrong) == sorted(answer)) == (len(set(digits)) > 1)
-
-
-@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
-def test_masks_are_stratified(length, count, seed):
-    masks = list(stratified_masks(length, count, random.Random(seed)))
-    assert len(masks) == count
-    sizes = Counter(len(mask) for mask in masks)
-    assert set(sizes) <= set(range(1, length + 1))
-    assert all(len(set(mask)) == len(mask) and set(mask) <= set(range(length)) for mask in masks)
-    if count >= length:
-        assert max(sizes.values()) - min(sizes[size] for size in range(1, length + 1)) <= 1
-
-
-def test_few_masks_are_of_any_size():
-    sizes = Counter(len(mask) for seed in range(200) for mask in stratified_masks(4, 1, random.Random(seed)))
-    assert set(sizes) == {1, 2, 3, 4}
-    assert min(sizes.values()) > 25
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
