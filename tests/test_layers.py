@@ -38,7 +38,7 @@ ON_DEVICE = (
     "pipeline/progress.py",
     "pipeline/version.py",
 )
-RUNNER_COMMANDS = ("run", "verify", "inspect", "evaluate")
+RUNNER_COMMANDS = ("run", "chat", "score", "benchmark", "verify", "inspect", "evaluate")
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "pydantic", "yaml", "transformers", "safetensors"}
 HEAVY |= {"passes", "plugins"}
 # A command's --help imports its module, so these may hold nothing but click.

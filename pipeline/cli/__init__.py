@@ -31,6 +31,9 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "export": Entry("pipeline.cli.export", "command", "Compile a model into a validated bundle."),
     "run": Entry("pipeline.cli.run", "command", "Generate text from a bundle."),
+    "chat": Entry("pipeline.cli.chat", "command", "Talk with a model."),
+    "score": Entry("pipeline.cli.score", "command", "Say how likely an answer is."),
+    "bench": Entry("pipeline.cli.benchmark", "command", "Measure the speed of a bundle on this machine."),
     "eval": Entry("pipeline.cli.evaluate", "command", "Measure exact match of a model or a bundle on a task."),
     "outliers": Entry("pipeline.cli.outliers", "command", "Show what stands out in the inputs of every linear."),
     "study": Entry("pipeline.cli.study", "command", "Compare quantisation methods on models, task by task."),

@@ -19,21 +19,18 @@ POLICY_NAMES = (
 )
 
 
-class Length(click.ParamType):
-    """A number of tokens, or `auto`."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        if value == GROWING:
-            return GROWING
-        return click.IntRange(min=1).convert(value, parameter, context)
+def _length(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == GROWING:
+        return value
+    length: int = click.IntRange(min=1)(value, parameter, context)
+    return length
 
 
 OPTIONS = {
     "gen_length": click.option(
         "--gen-length",
-        type=Length(),
+        metavar="N|auto",
+        callback=_length,
         help="Tokens to generate at most; auto adds blocks until an end-of-text [bundle's, or 32].",
     ),
     "block_length": click.option(

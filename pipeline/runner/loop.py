@@ -7,7 +7,7 @@ goes to the next request at once. Shape letters: B batch, Q query rows, R head r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -51,7 +51,7 @@ class Engine:
         batch_size: int = 32,
         decode: Decode | None = None,
         cancelled: Collection[int] = (),
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Denoise the requests, taking each when a place is free; closing the iterator ends all of them.
 
         `decode` is needed for stop texts. The caller may add the number of a request to `cancelled` at any time: it is
@@ -71,7 +71,7 @@ class Engine:
         batch_size: int,
         decode: Decode | None,
         cancelled: Collection[int],
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         waiting = deque(islice(requests, batch_size))
         batch = _Batch(self, len(waiting), options, decode)
         trusted = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -141,7 +141,7 @@ class TextModel:
 
     def stream(
         self, prompt: str | Sequence[Message], options: GenerateOptions | None = None, **changes: Any
-    ) -> Iterator[StreamEvent]:
+    ) -> Generator[StreamEvent, None, None]:
         """Steps, pieces of text as soon as they are final, and at last the completion; closing it cancels.
 
         A list of messages is a conversation, as for `chat`.
@@ -223,7 +223,7 @@ class TextModel:
         given = [i for i in request.ids if i != self.settings.mask_id]
         return Completion(text=self.text_of(result), prompt_tokens=len(given), result=result, seconds=seconds)
 
-    def _stream(self, request: Request, options: GenerateOptions) -> Iterator[StreamEvent]:
+    def _stream(self, request: Request, options: GenerateOptions) -> Generator[StreamEvent, None, None]:
         started = time.perf_counter()
         speech = Speech(self.decode, eos_id=self.settings.eos_id, stops=options.stop)
         with closing(self.engine.run([request], options, batch_size=1, decode=self.decode)) as events:
