@@ -1,0 +1,82 @@
+"""Every policy and modifier, token for token, against the plain loop on a tiny random model."""
+
+import pytest
+import torch
+
+from pipeline.backends.eager import open_transformer
+from pipeline.runner import GenerateOptions, Settings, generate
+from pipeline.runner.policies import POLICIES
+from tests.pipeline.random_models import EOS, MASK, V, prompts_of, tiny
+from tests.pipeline.runner.plain_loop import decode
+
+
+def logits_of(model):
+    """Rows of their own positions, mask id and ids beyond the vocabulary banned."""
+
+    def rows(ids):
+        positions = torch.arange(len(ids))
+        with torch.no_grad():
+            logits = model.logits(torch.tensor([ids]), positions[None], torch.tensor([len(ids)]))[0].clone()
+        if model.config.shifted_logits:
+            logits = torch.cat((logits[:1], logits[:-1]))
+        logits[:, MASK] = -torch.inf
+        logits[:, model.config.vocab_size :] = -torch.inf
+        return logits.double().numpy()
+
+    return rows
+
+
+def assert_same(options, *, shifted, count=5, batch_size=3):
+    """The loop in batches without a cache, the plain loop prompt by prompt."""
+    model = tiny(shifted=shifted)
+    prompts = prompts_of(seed=options.block_length, count=count)
+    # With every logit in the record, what lies beyond the top-K plays no part.
+    session = open_transformer(model, top_k=V)
+    results = generate(session, Settings.of_model(model.config, top_k=V), prompts, options, batch_size=batch_size)
+    for request, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+        region = [EOS if EOS in result.region[:i] else t for i, t in enumerate(result.region)]
+        assert region == decode(logits_of(model), prompt, options, mask=MASK, eos=EOS, request=request)
+    return results
+
+
+FAMILIES = pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
+
+
+@FAMILIES
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_is_the_plain_loop(policy, shifted):
+    options = {"policy": policy, "threshold": 0.6, "factor": 0.9, "entropy_bound": 0.8, "exact": True}
+    for gen, block, steps in [(18, 8, None), (12, 12, 5)]:
+        assert_same(GenerateOptions(gen_length=gen, block_length=block, steps=steps, **options), shifted=shifted)
+
+
+@FAMILIES
+@pytest.mark.parametrize("policy", ["margin", "maskgit", "entropy"])
+def test_dreams_policies_score_under_top_p(policy, shifted):
+    options = GenerateOptions(policy=policy, gen_length=16, block_length=16, steps=6, top_p=0.85, exact=True)
+    assert_same(options, shifted=shifted)
+
+
+@pytest.mark.parametrize("mode", ["forbid", "last", "threshold"])
+@pytest.mark.parametrize("policy", ["threshold", "quota", "entropy"])
+def test_end_of_text_waits_as_in_the_plain_loop(mode, policy):
+    options = GenerateOptions(
+        gen_length=16, block_length=8, policy=policy, threshold=0.5, steps=8, eos=mode, eos_threshold=0.8, exact=True
+    )
+    results = assert_same(options, shifted=False)
+    if mode == "forbid":
+        assert all(result.finish_reason == "length" and EOS not in result.region for result in results)
+
+
+@FAMILIES
+@pytest.mark.parametrize("tau", [0.2, 0.6])
+def test_edits_are_those_of_the_plain_loop(tau, shifted):
+    options = GenerateOptions(gen_length=16, block_length=8, threshold=0.3, edit=tau, exact=True)
+    results = assert_same(options, shifted=shifted)
+    assert any(result.nfe > 16 for result in results) or tau > 0.5
+
+
+@FAMILIES
+def test_the_repetition_penalty_is_that_of_the_plain_loop(shifted):
+    options = GenerateOptions(gen_length=16, block_length=16, repetition_penalty=1.6, threshold=0.7, exact=True)
+    assert_same(options, shifted=shifted)
