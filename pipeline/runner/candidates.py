@@ -1,6 +1,6 @@
 """What every policy sees. Shape letters: B batch, R head rows (the block)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +11,20 @@ Scores = npt.NDArray[np.float64]
 GRID_END = 1e-3  # where Dream's time grid ends: its share of masks is small, not zero
 
 
-def _none() -> Scores:
-    return np.zeros((0, 0))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     """One proposed token a head row; `doubt` = 1/p - 1 of it, which never ties where float32 p saturates at 1."""
 
     doubt: Scores  # [B, R]
+    neg_entropy: Scores  # [B, R] sum p ln p of the row's law
+    margin: Scores  # [B, R] p of the best token minus p of the second
     masked: Picks  # [B, R] the positions that may be committed
     quota: npt.NDArray[np.int64]  # [B] least number of commits that keeps to the row's number of steps
+    flip: Scores  # [B] share of the masks that Dream's time grid commits at this step, see `flip_share`
+    draws: Scores  # [B, R] uniform in (0, 1), keyed by position; only the policies in DRAWN look at them
     threshold: float
-    neg_entropy: Scores = field(default_factory=_none)  # [B, R] sum p ln p of the row's law
-    margin: Scores = field(default_factory=_none)  # [B, R] p of the best token minus p of the second
-    flip: Scores = field(default_factory=_none)  # [B] share of masks that Dream's grid commits now, see `flip_share`
-    draws: Scores = field(default_factory=_none)  # [B, R] uniform in (0, 1), keyed; for the policies in DRAWN
-    factor: float = 1.0
-    entropy_bound: float = 0.1
+    factor: float
+    entropy_bound: float
 
     @property
     def sure(self) -> Picks:

@@ -13,9 +13,3 @@ def uniform(*, seed: int, request: int, step: int, start: int, rows: int, column
     # random_raw is what NumPy promises to keep stable (NEP 19); the half keeps 0 out.
     raw = stream.random_raw(rows * counters * _LANES).reshape(rows, counters * _LANES)[:, :columns]
     return ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def gumbel(*, seed: int, request: int, step: int, start: int, rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """Standard Gumbel draws [rows, columns]: argmax(logit / T + gumbel) samples softmax(logit / T)."""
-    draw = uniform(seed=seed, request=request, step=step, start=start, rows=rows, columns=columns)
-    return -np.log(-np.log(draw))
