@@ -36,7 +36,9 @@ class Canvases:
 
     def __init__(self, places: int, settings: Settings, options: GenerateOptions) -> None:
         self.settings, self.options = settings, options
-        self.window, self.width = Window.of(settings, options), block_width(options)
+        self.width = block_width(options)
+        self.window = Window.of(settings, options)
+        self.entry = Window.of(settings, options, behind=self.width)  # of the first pass of a block, if no full one
         self.requests: list[Request | None] = [None] * places
         self.live: Ids = np.zeros(0, dtype=np.int64)
         self.ids: Ids = np.zeros((places, 0), dtype=np.int64)
@@ -45,6 +47,8 @@ class Canvases:
         self.logprobs: Scores = np.zeros((places, 0))
         self.finished: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)
         self.refresh: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)  # the next pass must be a full one
+        # Whether the cache, were it not refreshed, would do for the block: it holds all but the block right before it.
+        self.follows: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)
         counters = np.zeros((13, places), dtype=np.int64)
         self.start, self.length, self.block_start, self.block_stop = counters[:4]
         self.block_index, self.block_masks, self.block_steps, self.block_step = counters[4:8]
@@ -65,7 +69,7 @@ class Canvases:
             array[place] = 0
         self.ids[place, : len(given)] = given
         self.ids[place, len(given) :] = self.settings.pad_id
-        self.finished[place] = False
+        self.finished[place] = self.follows[place] = False
         if request.fill:
             self.open[place, : len(given)] = given == self.settings.mask_id
         else:
@@ -148,7 +152,7 @@ class Canvases:
         self.block_step[blocks.places] += 1
         self.step_map[rows, columns] = self.step[rows]
         self.logprobs[rows, columns] = log_probability[b, r]
-        self.refresh[blocks.places] = False
+        self.refresh[blocks.places], self.follows[blocks.places] = False, True
 
     def settle(self, blocks: Blocks, final: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
         """End rows that are answered, let rows whose block is written enter the next one: (place, start, stop) of each.
@@ -181,6 +185,10 @@ class Canvases:
         self.open[place] = False
         self.finished[place] = True
 
+    def slots(self, length: int) -> int:
+        """Slots for a canvas of `length` and any window in it."""
+        return self.entry.slots(length)
+
     def region(self, place: int) -> Ids:
         """A copy of the generated part."""
         return self.ids[place, self.start[place] : self.length[place]].copy()
@@ -200,7 +208,9 @@ class Canvases:
             self.block_start[place], self.block_stop[place] = begin, stop
             self.block_masks[place], self.block_step[place] = masks, 0
             self.block_steps[place] = masks if total is None else steps_of_block(total, before, before + masks, count)
-            self.refresh[place] |= self.block_index[place] % self.options.refresh_every == 0
+            self.follows[place] &= begin == at
+            due = self.block_index[place] % self.options.refresh_every == 0
+            self.refresh[place] = due or not self.follows[place]
         elif self._grows(place):
             self._extend(place, self.width)
             self._enter(place, length)
@@ -220,8 +230,8 @@ class Canvases:
         first = int(self.length[place])
         stop = min(first + count, self.settings.max_length)
         # A canvas that outgrows its slots moves to other ones: a rule of its own length, not of the batch.
-        if self.window.slots(stop) > self.window.slots(first):
-            self.refresh[place] = True
+        if self.slots(stop) > self.slots(first):
+            self.follows[place] = False
         self._reserve(stop)
         self.length[place] = stop
         self.ids[place, first:stop] = self.settings.mask_id
@@ -233,7 +243,7 @@ class Canvases:
 
     def _reserve(self, length: int) -> None:
         """Columns for a canvas of `length` and any window in it."""
-        more = self.window.slots(length) - self.ids.shape[1]
+        more = self.slots(length) - self.ids.shape[1]
         if more > 0:
             wider = ((0, 0), (0, more))
             self.ids = np.pad(self.ids, wider, constant_values=self.settings.pad_id)

@@ -15,7 +15,7 @@ from pipeline.runner.candidates import Picks
 from pipeline.runner.canvas import Blocks, Canvases
 from pipeline.runner.monitor import Monitor
 from pipeline.runner.schedule import BRIDGE, runs
-from pipeline.runner.window import Rows, block_feeds, full_feeds
+from pipeline.runner.window import Rows, Window, block_feeds, full_feeds
 
 Piece = tuple[Ids, Record]  # places, and the rows of each
 
@@ -38,15 +38,17 @@ class Passes:
             rows.nfe_full[places] += 1
             given = Rows(ids=rows.ids[places], lengths=rows.length[places], positions=blocks.positions)
             return self.session.run(full_feeds(given, rows.window.shift, self.bias, self._inverse(len(places))))
-        self._house(places)
         full = rows.refresh[places]
-        watched = full & (rows.nfe_full[places] > 0) & rows.options.monitor
-        by_block, by_full = watched | ~full, full
-        rows.nfe_block[places] += by_block
-        rows.nfe_full[places] += by_full
+        if full.any():
+            self._house(places[full])
+        watched = full & rows.follows[places] & rows.options.monitor
+        entering = watched | ~full & (rows.block_step[places] == 0)
+        settled = ~full & ~entering
+        rows.nfe_block[places] += ~full | watched
+        rows.nfe_full[places] += full
         # The full passes last: they overwrite what a block pass leaves in the rows between its own.
-        windows = self._calls(blocks, by_block, block=True)
-        canvases = self._calls(blocks, by_full, block=False)
+        windows = self._calls(blocks, entering, rows.entry) + self._calls(blocks, settled, rows.window)
+        canvases = self._calls(blocks, full, None)
         if watched.any():
             stale, fresh = (record_of(places[watched], pieces) for pieces in (windows, canvases))
             self.monitor.compare(places[watched], stale, fresh, blocks.masked[watched])
@@ -66,37 +68,40 @@ class Passes:
         return np.full(count, self.inverse, dtype=np.float32)
 
     def _house(self, places: Ids) -> None:
-        """Give a cache to each row that came, or outgrew its slots; both take a full pass next."""
+        """Give a cache to each of these rows that came, or outgrew its slots; all of them take a full pass next."""
         rows = self.canvases
-        for place in places[rows.refresh[places]].tolist():
-            needed = rows.window.slots(int(rows.length[place]))
-            if rows.nfe_full[place] and needed <= self.slots[place]:
+        needed = {place: rows.slots(int(rows.length[place])) for place in places.tolist()}
+        for place in sorted(needed, key=lambda place: -needed[place]):
+            least = needed[place]
+            if rows.nfe_full[place] and least <= self.slots[place]:
                 continue
-            fitting = [slots for slots in self.opened if needed <= slots <= ROOMY * needed]
+            fitting = [slots for slots in self.opened if least <= slots <= ROOMY * least]
             if not fitting:
-                cache = self.caches.take(len(rows.requests), needed)
+                # One that grows would soon need another.
+                most = rows.slots(rows.settings.max_length)
+                wanted = min(ROOMY * least, most) if rows.options.gen_length is None else least
+                cache = self.caches.take(len(rows.requests), max(wanted, least))
                 self.opened[cache.slots] = cache
                 fitting = [cache.slots]
             self.slots[place] = max(fitting)  # rows of one cache share a call
-        self._drop(set(self.slots[places].tolist()))
-
-    def _drop(self, used: set[int]) -> None:
-        for slots in set(self.opened) - used:
+        for slots in set(self.opened) - set(self.slots[rows.live].tolist()):
             self.caches.give_back(self.opened.pop(slots))
 
-    def _calls(self, blocks: Blocks, wanted: Picks, *, block: bool) -> list[Piece]:
-        """Records of the `wanted` rows [B], from as few calls as their places allow."""
+    def _calls(self, blocks: Blocks, wanted: Picks, window: Window | None) -> list[Piece]:
+        """Records of the `wanted` rows [B], from as few calls as their places allow; full passes without a window."""
         places = blocks.places[wanted]
         pieces = []
-        for slots, cache in self.opened.items():
+        # What a pass leaves in the rows that it bridges must not matter: free ones, and those that are written anew.
+        kept = set(blocks.places[~self.canvases.refresh[blocks.places]].tolist())
+        for slots, cache in self.opened.items() if len(places) else ():
             here = places[self.slots[places] == slots]
-            for span in runs(here.tolist(), BRIDGE if block else 0):
+            for span in runs(here.tolist(), gap=0 if window is None else BRIDGE, kept=kept):
                 inside = here[(here >= span.start) & (here < span.stop)] - span.start
-                record = self.session.run(self._feeds(blocks, span, inside, block), cache, first_row=span.start)
+                record = self.session.run(self._feeds(blocks, span, inside, window), cache, first_row=span.start)
                 pieces.append((inside + span.start, _rows_of(record, inside)))
         return pieces
 
-    def _feeds(self, blocks: Blocks, span: range, inside: Ids, block: bool) -> Feeds:
+    def _feeds(self, blocks: Blocks, span: range, inside: Ids, window: Window | None) -> Feeds:
         """Inputs of a call over the places of `span`; those not `inside` compute one padding row."""
         rows, count = self.canvases, len(span)
         lengths, starts = np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
@@ -106,10 +111,10 @@ class Passes:
         positions[inside] = blocks.positions[np.searchsorted(blocks.places, used)]
         given = Rows(ids=rows.ids[span.start : span.stop], lengths=lengths, positions=positions)
         inverse = self._inverse(count)
-        if not block:
+        if window is None:
             return full_feeds(given, rows.window.shift, self.bias, inverse)
-        starts[inside] = rows.window.start(rows.block_start[used])
-        return block_feeds(given, rows.window, starts, self.bias, inverse)
+        starts[inside] = window.start(rows.block_start[used])
+        return block_feeds(given, window, starts, self.bias, inverse)
 
 
 def record_of(places: Ids, pieces: list[Piece]) -> Record:

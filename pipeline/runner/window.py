@@ -2,7 +2,8 @@
 
 Slot = canvas position. A block pass computes the block, `vicinity` rows to either side of it, for a model with shifted
 logits the row before it (which predicts its first position), and what fills the window up to a multiple of ALIGN:
-real rows all of them, so the window depends on the options and the row alone, never on the batch.
+real rows all of them, so the window depends on the options and the row alone, never on the batch. Where a block begins
+without a full pass, the window of its first pass has the block before it, too, whose last ids no pass has seen yet.
 Shape letters: B batch, Q query rows, R head rows, S cache slots.
 """
 
@@ -43,11 +44,11 @@ class Window:
     shift: int  # head row of position j is j - shift
 
     @classmethod
-    def of(cls, settings: Settings, options: GenerateOptions) -> Window:
-        """The window of every block pass under these options."""
+    def of(cls, settings: Settings, options: GenerateOptions, *, behind: int = 0) -> Window:
+        """The window of block passes under these options, `behind` rows longer to the left."""
         left, right = options.vicinity
         shift = int(settings.shifted_logits)
-        before = left + shift
+        before = left + shift + behind
         return cls(before=before, rows=aligned(before + block_width(options) + right), shift=shift)
 
     def start(self, block_start: Ids) -> Ids:

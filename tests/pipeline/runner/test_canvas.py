@@ -211,7 +211,7 @@ def test_a_canvas_that_outgrows_its_slots_begins_anew():
     for start in range(0, 160, 16):
         fresh.append(bool(row.canvases.refresh[1]))
         row.commit(*range(start, start + 16))
-    sizes = [row.canvases.window.slots(start + 16) for start in range(0, 160, 16)]
+    sizes = [row.canvases.slots(start + 16) for start in range(0, 160, 16)]
     assert fresh == [True] + [now > before for before, now in pairwise(sizes)]
     assert False in fresh
 
