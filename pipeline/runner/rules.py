@@ -27,11 +27,13 @@ def penalise(
     *,
     temperature: float = 0.0,
     row_logits: RowLogits | None = None,
+    wanted: Picks | None = None,
 ) -> Record:
     """The record after dividing positive and multiplying negative logits of `seen` ids by `penalty` (arXiv 1909.05858).
 
     seen: for each row of the batch the ids that count as repeated. Beyond the top-K they keep their weight; only where
-    a better id than the penalised best may hide there, `row_logits` is asked.
+    a better id than the penalised best may hide there, `row_logits` is asked, and for `wanted` [B, R] head rows only
+    (None: all): in a committed row the penalty falls on what it holds.
     """
     ids, inverse = record.top_ids, inverse_of(temperature)
     repeated = np.stack([np.isin(row, known) for row, known in zip(ids, seen, strict=True)])
@@ -44,7 +46,7 @@ def penalise(
     last = logits[..., -1]
     hidden = np.maximum(last, _penalised(last, penalty)) > changed.max(axis=-1)
     if row_logits is not None:
-        for b, r in np.argwhere(hidden):
+        for b, r in np.argwhere(hidden if wanted is None else hidden & wanted):
             whole = row_logits(int(b), int(r)).astype(np.float64)
             whole[seen[b]] = _penalised(whole[seen[b]], penalty)
             _put(made, int(b), int(r), whole, inverse)

@@ -71,11 +71,13 @@ def propose(
     warm: bool = False,
     draws: Scores | None = None,
     row_logits: RowLogits | None = None,
+    wanted: Picks | None = None,
 ) -> Proposal:
     """The best token of each row (temperature 0) or a drawn one; `warm` scores it as Dream's policies do.
 
     `draws` [B, R, 3] of `keyed_draws` are needed above temperature 0, and the record's `lse_t` must be of that
-    temperature. Without `row_logits` tokens are drawn from the top-K alone, renormalised.
+    temperature. Without `row_logits` tokens are drawn from the top-K alone, renormalised; it is asked for `wanted`
+    [B, R] head rows only (None: all), the others are never to be committed.
     """
     tail = record.tail.astype(np.float64)
     logits = record.top_logits.astype(np.float64)
@@ -94,7 +96,7 @@ def propose(
     if temperature > 0:
         if draws is None:
             raise ValueError(f"temperature is {temperature}; expected draws to sample with")
-        ids, chosen = _draw(law, record, behind, draws, top_p, row_logits)
+        ids, chosen = _draw(law, record, behind, draws, top_p, row_logits, wanted)
     # (1 + tail) e^chosen - 1, written so that the argmax keeps its tail to the last bit.
     doubt = tail + (1.0 + tail) * np.expm1(np.minimum(chosen, FARTHEST))
     return Proposal(
@@ -159,7 +161,13 @@ class _Law:
 
 
 def _draw(
-    law: _Law, record: Record, behind: Scores, draws: Scores, top_p: float, row_logits: RowLogits | None
+    law: _Law,
+    record: Record,
+    behind: Scores,
+    draws: Scores,
+    top_p: float,
+    row_logits: RowLogits | None,
+    wanted: Picks | None,
 ) -> tuple[Ids, Scores]:
     """Drawn ids [B, R] and how far their logits lie behind the best one's."""
     K = behind.shape[-1]
@@ -171,7 +179,8 @@ def _draw(
     ids = np.take_along_axis(record.top_ids, within, axis=-1)[..., 0]
     chosen = np.take_along_axis(behind, within, axis=-1)[..., 0]
     if row_logits is not None:
-        for b, r in np.argwhere((rank == K) & ~law.closed & (law.rest > 0)):
+        beyond = (rank == K) & ~law.closed & (law.rest > 0)
+        for b, r in np.argwhere(beyond if wanted is None else beyond & wanted):
             logits = row_logits(int(b), int(r)).astype(np.float64)
             ids[b, r] = _draw_row(logits * law.inverse, draws[b, r], top_p)
             chosen[b, r] = logits.max() - logits[ids[b, r]]

@@ -88,6 +88,8 @@ def test_a_row_is_asked_for_only_where_a_better_id_may_hide():
 
     made = penalise(record(logits), [np.arange(4)], 2.0, row_logits=row_logits)
     assert asked == [(0, 0)]
+    penalise(record(logits), [np.arange(4)], 2.0, row_logits=row_logits, wanted=np.array([[False, True]]))
+    assert asked == [(0, 0)]
     assert made.top_ids[0, 0, 0] == 4
     assert made.top_ids[0, 1, 0] == 0
 

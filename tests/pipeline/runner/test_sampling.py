@@ -91,6 +91,19 @@ def test_a_nucleus_inside_the_top_k_never_asks():
     assert drawn(ROW, 1.0, top_p=0.5)[1] == 0.0
 
 
+def test_only_wanted_rows_are_asked_for():
+    logits, asked = np.zeros((2, 3, V)), []
+
+    def row_logits(b, r):
+        asked.append((b, r))
+        return logits[b, r]
+
+    wanted = np.array([[True, False, False], [False, True, True]])
+    draws = np.full((2, 3, 3), 0.99)
+    propose(record(logits, 1.0), temperature=1.0, draws=draws, row_logits=row_logits, wanted=wanted)
+    assert asked == [(0, 0), (1, 1), (1, 2)]
+
+
 def test_without_rows_to_ask_for_the_top_k_shares_the_law():
     ids, asked = drawn(ROW, 1.0, exact=False)
     law = softmax(ROW)
