@@ -24,6 +24,7 @@ from pipeline.models.checkpoint import Checkpoint
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe, linear_names
 from pipeline.runner.settings import Settings
+from pipeline.validation.cached import CacheCheck, check_cache
 from pipeline.validation.feeds import SWEEP_NOISE, scored_batches, sweep, unbanned
 from pipeline.validation.forced import ForcedModel
 from pipeline.validation.golden import write_golden
@@ -72,14 +73,15 @@ def validate(
     nodes = check_nodes(work / MODEL, graph, node_passes(feeds), threads=recipe.threads)
     forced = ForcedModel(work / MODEL, graph, longest(feeds), threads=recipe.threads)
     passes = check_passes(reference, candidate, forced, feeds, on_pass=on_pass)
+    cache = check_cache(candidate, settings, recipe.validation.seed)
     states = measurement_states(checkpoint, recipe, tokenizer)
     scored = list(scored_batches(settings, states, BATCH))
     canvases = zip(states.batches(BATCH), (batch.feeds for batch in scored), strict=True)
     exact = records(checkpoint, list(canvases), top_k=settings.top_k)
     quality = compare(exact, candidate, scored, unbanned(settings))
     errors = site_errors(checkpoint, recipe, weights, next(states.batches(LAYER_SAMPLES)))
-    report = _report(recipe, nodes, passes, quality, errors)
-    if faults := _faults(recipe, nodes, passes, quality):
+    report = _report(recipe, nodes, passes, cache, quality, errors)
+    if faults := _faults(recipe, nodes, passes, cache, quality):
         raise ValidationFailed(
             f"{'; '.join(faults)}; nothing was published. {_advice(checkpoint, recipe, errors)}publish it unvalidated "
             "with --validate off"
@@ -134,7 +136,12 @@ def _advice(checkpoint: Checkpoint, recipe: Recipe, errors: dict[str, float]) ->
 
 
 def _report(
-    recipe: Recipe, nodes: list[NodeCheck], passes: PassCheck, quality: Quality, errors: dict[str, float]
+    recipe: Recipe,
+    nodes: list[NodeCheck],
+    passes: PassCheck,
+    cache: CacheCheck,
+    quality: Quality,
+    errors: dict[str, float],
 ) -> dict[str, Any]:
     limits = recipe.validation
     return {
@@ -148,6 +155,7 @@ def _report(
             "min_free_agreement": limits.min_free_agreement,
             "against": "the same ops in torch",
         },
+        "cache": {**asdict(cache), "against": "full passes on equal ids"},
         "quality": {
             **asdict(quality),
             "nll_increase": quality.nll_increase,
@@ -159,13 +167,19 @@ def _report(
     }
 
 
-def _faults(recipe: Recipe, nodes: list[NodeCheck], passes: PassCheck, quality: Quality) -> list[str]:
+def _faults(
+    recipe: Recipe, nodes: list[NodeCheck], passes: PassCheck, cache: CacheCheck, quality: Quality
+) -> list[str]:
     limits = recipe.validation
     faults = [f"node {check.node} ({check.op}) differs from its reference" for check in nodes if not check.passed]
     if not passes.right:
         faults.append(
             f"ONNX Runtime parts from torch: {passes.not_finite} values are not finite, {passes.place} differs by "
             f"{passes.largest:.2g} (tolerance {passes.tolerance:.2g})"
+        )
+    if not cache.equal:
+        faults.append(
+            f"passes over windows differ from those over whole canvases by {cache.largest:.2g} on equal ids, expected 0"
         )
     if not passes.free_agreement >= limits.min_free_agreement:
         faults.append(
