@@ -99,6 +99,8 @@ def _carried(parts: BundleParts) -> Iterator[str]:
     yield names.MODEL
     yield names.MODEL_DATA
     yield names.SCORE
+    if parts.recipe.lowering.guidance:
+        yield names.GUIDED
     if parts.validated:
         yield names.VALIDATION
     for path in sorted((parts.work / names.GOLDEN).rglob("*")):

@@ -26,8 +26,8 @@ from passes.lowering import LOWERING
 from pipeline.backends.precheck import precheck
 from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, capture_whole, whole_inputs
 from pipeline.errors import InputRefused
-from pipeline.folder import SCORE
-from pipeline.lower_score import save_beside, score_model
+from pipeline.folder import GUIDED, SCORE
+from pipeline.lower_endings import guided_model, save_beside, score_model
 from pipeline.models.config import ModelConfig
 from pipeline.quantize import Weights, simulate
 from pipeline.recipe import Lowering, Recipe
@@ -90,8 +90,8 @@ def write_onnx(
 ) -> dict[str, int]:
     """Write `path` and its one data file; returns how many nodes of each op type of ours stand in it.
 
-    score.onnx is written beside it. Raises InputRefused when the sidecar files do not hold exactly the weights that the
-    graph reads.
+    score.onnx is written beside it, and guided.onnx where the recipe asks for it. Raises InputRefused when the sidecar
+    files do not hold exactly the weights that the graph reads.
     """
     graph = cached_graph(config, recipe, weights.numbers)
     expected = {name: tuple(value.shape) for name, value in attributes(graph).items()}
@@ -104,15 +104,16 @@ def write_onnx(
             f"{sorted(name for name in both if expected[name] != found[name])}; run `dllmc quantize` again"
         )
     model = translate(graph, cached_signature(config, recipe.lowering), recipe.lowering.opset)
-    scored = score_model(model)
+    endings = {SCORE: score_model(model)} | ({GUIDED: guided_model(model)} if recipe.lowering.guidance else {})
     _attach_weights(model, weights, on_weight)
     plugins.attach_functions(model)
     _tidy(model, config)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=0, alignment=ALIGNMENT)
     precheck(path)  # before anything opens the data file
     onnx.checker.check_model(str(path))
-    _tidy(scored, config)
-    save_beside(scored, path.with_name(SCORE), path)
+    for name, ending in endings.items():
+        _tidy(ending, config)
+        save_beside(ending, path.with_name(name), path)
     counts: dict[str, int] = {}
     for node in model.graph:
         if node.domain == "dllmc":

@@ -190,6 +190,7 @@ class TacPart(Part):
 class Lowering(Part):
     """The ONNX file: `top_k` ids a head row leave the graph; `debug_logits` adds the whole vocabulary.
 
+    `guidance` writes a second graph on the same weights, of pairs of rows, for classifier-free guidance.
     `cache` says who writes the window's keys and values into the cache: the graph, in the same memory, or its runtime.
     """
 
@@ -197,6 +198,7 @@ class Lowering(Part):
     cache: Literal["in_place", "window"] = "in_place"
     top_k: int = Field(default=8, ge=1, le=1024)
     debug_logits: bool = False
+    guidance: bool = False
 
     @model_validator(mode="after")
     def _combine(self) -> Lowering:

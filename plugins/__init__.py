@@ -13,6 +13,7 @@ from plugins import functions
 from plugins.cache import ATTEND, CACHE_UPDATE
 from plugins.dequantize import DEQUANTIZE
 from plugins.fake_quant import FAKE_QUANT
+from plugins.guide import GUIDE
 from plugins.head import HEAD
 from plugins.int4_linear import INT4_LINEAR
 from plugins.int8_linear import INT8_LINEAR
@@ -30,6 +31,7 @@ OPS: dict[str, Op] = {
     "head": HEAD,
     "record": RECORD,
     "log_probability": LOG_PROBABILITY,
+    "guide": GUIDE,
     "rotate": ROTATE,
     "fake_quant": FAKE_QUANT,
     "dequantize": DEQUANTIZE,

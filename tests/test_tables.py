@@ -38,7 +38,7 @@ def test_every_policy_is_in_its_table() -> None:
 
 
 def test_every_backend_is_in_its_table() -> None:
-    infrastructure = {"backend", "ort_cache", "precheck", "score", "wire"}
+    infrastructure = {"backend", "guided", "ort_cache", "precheck", "score", "wire"}
     assert set(pipeline.backends.BACKENDS) == modules_of(pipeline.backends, but=infrastructure)
 
 

@@ -28,6 +28,8 @@ class Feeds:
     logit_bias: Floats  # [V]
     inv_temp: Floats  # [B]
     write_start: Ids | None = None  # [B] first slot of the window; None is slot 0 in every row
+    guidance: Floats | None = None  # [B] strength of classifier-free guidance, for sessions made for it alone
+    promptless_ids: Ids | None = None  # [B, Q] `input_ids` with the mask wherever the prompt is; come with `guidance`
 
     def as_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Name -> array of the six inputs that every graph has, in their order."""
@@ -94,6 +96,7 @@ class FullPasses(ABC):
     """A `Session` without a cache: whoever extends it says what a full pass is."""
 
     cached = False
+    guided = False  # whether `full_pass` reads `guidance`
 
     @abstractmethod
     def full_pass(self, feeds: Feeds) -> Record:
@@ -103,6 +106,8 @@ class FullPasses(ABC):
         raise ValueError(f"this session keeps no keys and values; asked for a cache of {batch} x {slots}")
 
     def run(self, feeds: Feeds, cache: Cache | None = None, *, first_row: int = 0) -> Record:
+        if (feeds.guidance is not None) != self.guided:
+            raise ValueError(f"guidance is {feeds.guidance}; this session is {'' if self.guided else 'not '}guided")
         if cache is not None or first_row:
             raise ValueError(f"this session has no cache; got one and first row {first_row}, expected None and 0")
         if feeds.write_start is not None and feeds.write_start.any():
@@ -114,6 +119,6 @@ class FullPasses(ABC):
         """Free what is held."""
 
 
-WRITE_START = "write_start"
-INPUTS = tuple(field.name for field in fields(Feeds) if field.name != WRITE_START)
+WRITE_START, GUIDANCE = "write_start", "guidance"
+INPUTS = tuple(field.name for field in fields(Feeds) if field.name not in (WRITE_START, GUIDANCE, "promptless_ids"))
 OUTPUTS = tuple(field.name for field in fields(Record))

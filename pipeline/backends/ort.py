@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from pipeline.backends.backend import OUTPUTS, WRITE_START, Cache, Feeds, Record
+from pipeline.backends.backend import GUIDANCE, OUTPUTS, WRITE_START, Cache, Feeds, Record
 from pipeline.backends.ort_cache import Array, Layout, OrtCache, Scratch, bind, bind_nothing_kept, layout_of
 from pipeline.backends.precheck import precheck
 from pipeline.errors import EnvironmentFault, InputRefused, WillNotFit
@@ -33,8 +33,9 @@ class OrtSession:
 
     cached = True
 
-    def __init__(self, inner: Any, top_k: int, layout: Layout) -> None:
+    def __init__(self, inner: Any, top_k: int, layout: Layout, *, guided: bool = False) -> None:
         self.inner = inner
+        self.guided = guided  # rows are pairs, and the record has a row for each pair
         self.top_k = top_k
         self.layout = layout
         self.scratch = Scratch()
@@ -50,6 +51,8 @@ class OrtSession:
     def run(self, feeds: Feeds, cache: Cache | None = None, *, first_row: int = 0) -> Record:
         if self.inner is None:
             raise ValueError("this session was closed")
+        if (feeds.guidance is not None) != self.guided:
+            raise ValueError(f"guidance is {feeds.guidance}; this graph is {'' if self.guided else 'not '}guided")
         batch, query = feeds.input_ids.shape
         start = np.zeros(batch, np.int64) if feeds.write_start is None else feeds.write_start
         if cache is None:
@@ -65,7 +68,8 @@ class OrtSession:
             cache.check(first_row, batch, start, query)
             binding = self._bind_rows(cache, first_row, batch)
             windows = {} if self.layout.in_place else self._bind_windows(binding, batch, query)
-        record = self._run(binding, feeds.as_dict() | {WRITE_START: start})
+        strength = {} if feeds.guidance is None else {GUIDANCE: feeds.guidance}
+        record = self._run(binding, feeds.as_dict() | {WRITE_START: start} | strength)
         if isinstance(cache, OrtCache) and windows:
             cache.place(windows, first_row, start)
         return record
@@ -94,7 +98,7 @@ class OrtSession:
         held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in held.items():
             bind(binding.bind_input, name, array)
-        rows = held["head_index"].shape
+        rows = len(held.get(GUIDANCE, held["head_index"])), held["head_index"].shape[1]
         outputs = {
             name: np.empty((*rows, self.top_k) if name in TOP else rows, np.int64 if name == "top_ids" else np.float32)
             for name in OUTPUTS
@@ -189,12 +193,13 @@ def _checked(inner: Any, path: Path) -> OrtSession:
     layout = layout_of(inputs, outputs, f"{path}")
     pasts = {part.past for part in layout.parts}
     found = {value.name: value.type for value in inputs if value.name not in pasts}
-    if found != ELEMENTS:
-        raise InputRefused(f"{path} has inputs {found}; expected {ELEMENTS}")
+    guided = GUIDANCE in found
+    if found != (expected := ELEMENTS | ({GUIDANCE: "tensor(float)"} if guided else {})):
+        raise InputRefused(f"{path} has inputs {found}; expected {expected}")
     shapes = {value.name: value.shape for value in outputs}
     if missing := [name for name in OUTPUTS if name not in shapes]:
         raise InputRefused(f"{path} has no output {missing[0]}; expected {', '.join(OUTPUTS)}")
     top_k = shapes["top_ids"][-1] if shapes["top_ids"] else None
     if not isinstance(top_k, int):
         raise InputRefused(f"{path}: top_ids has shape {shapes['top_ids']}; expected a fixed number of ids last")
-    return OrtSession(inner, top_k, layout)
+    return OrtSession(inner, top_k, layout, guided=guided)

@@ -17,7 +17,10 @@ from plugins import OPS, attach_functions
 from plugins.op import DOMAIN, PLUGIN
 
 Arrays = dict[str, np.ndarray]
-FED = ("x", "codes", "scale", "zero", "residual", "state", "logits", "logit_bias", "inv_temp", "target_ids")
+FED = (
+    *("x", "codes", "scale", "zero", "residual", "state", "logits", "logit_bias", "inv_temp", "target_ids"),
+    *("past", "new", "write_start", "q", "k", "v", "kv_len", "guidance"),
+)
 
 
 def call_reference(name: str, attributes: dict[str, Any], inputs: Arrays) -> Arrays:

@@ -21,6 +21,7 @@ def example(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "int8_linear": ((codes, scale, None, weight, w_scale), {}),
         "head": ((codes, scale, weight, w_scale, torch.zeros(6), ones, 2), {}),
         "record": ((x, torch.zeros(16), ones, 2), {}),
+        "guide": ((x, ones, torch.ones(1)), {}),
         "log_probability": ((x, torch.zeros(16), ones, torch.zeros(2, 3, dtype=torch.int64)), {}),
         "rotate": ((x, torch.eye(4).repeat(4, 1, 1), torch.arange(16)), {}),
         "fake_quant": ((x, 4), {}),

@@ -1,6 +1,7 @@
-"""The score graph: the exported one up to its ending, on the same data file, and nothing of its own but the ending."""
+"""Graphs with other endings: the exported one up to there, on the same data file, no weights of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.backends.ort import session_options
 from pipeline.backends.precheck import precheck
-from pipeline.lower_score import save_beside, score_model
+from pipeline.lower_endings import guided_model, save_beside, score_model
 from plugins import attach_functions
 from plugins.head import HEAD
 from plugins.record import OUTPUTS, RECORD
@@ -67,12 +68,13 @@ def ending(fused: bool) -> ir.Model:
 
 
 def saved(folder: Path, fused: bool) -> Path:
-    """model.onnx with its data, and score.onnx made of it."""
+    """model.onnx with its data, and score.onnx and guided.onnx made of it."""
     model = ending(fused)
-    scored = score_model(model)
+    scored, guided = score_model(model), guided_model(model)
     attach_functions(model)
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
     save_beside(scored, folder / "score.onnx", folder / "model.onnx")
+    save_beside(guided, folder / "guided.onnx", folder / "model.onnx")
     return folder / "score.onnx"
 
 
@@ -80,21 +82,27 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, session_options(1), ["CPUExecutionProvider"])
 
 
+def rows_of(fused: bool, batch: int) -> dict[str, Any]:
+    """Inputs of the endings but for the one that each has alone."""
+    draw = np.random.default_rng(1)
+    entering = {
+        "codes": draw.integers(-127, 128, (batch, 3, K)).astype(np.int8),
+        "scale": np.ones((batch, 3, 1), np.float32),
+    }
+    return {
+        **(entering if fused else {"x": draw.standard_normal((batch, 3, V)).astype(np.float32)}),
+        "logit_bias": draw.standard_normal(V).astype(np.float32),
+        "inv_temp": np.array([1.0, 0.5] * (batch // 2), np.float32),
+        "head_index": np.zeros((batch, 3), np.int64),
+        "past_k_0": np.ones((batch, 1, 5, 4), np.float32),
+    }
+
+
 @pytest.mark.parametrize("fused", [True, False], ids=["int8", "float"])
 def test_it_ends_in_likelihoods_of_the_same_logits(fused: bool, tmp_path: Path) -> None:
     path = saved(tmp_path, fused)
-    draw = np.random.default_rng(1)
-    rows = {"codes": draw.integers(-127, 128, (2, 3, K)).astype(np.int8), "scale": np.ones((2, 3, 1), np.float32)}
-    if not fused:
-        rows = {"x": draw.standard_normal((2, 3, V)).astype(np.float32)}
-    fed = {
-        **rows,
-        "logit_bias": draw.standard_normal(V).astype(np.float32),
-        "inv_temp": np.array([1.0, 0.5], np.float32),
-        "head_index": np.zeros((2, 3), np.int64),
-        "past_k_0": np.ones((2, 1, 5, 4), np.float32),
-    }
-    targets = draw.integers(0, V, (2, 3))
+    fed = rows_of(fused, 2)
+    targets = np.random.default_rng(2).integers(0, V, (2, 3))
     exported = opened(tmp_path / "model.onnx")
     top_ids, top_logits, lse_t = exported.run(["top_ids", "top_logits", "lse_t"], fed)
     session = opened(path)
@@ -109,27 +117,51 @@ def test_it_ends_in_likelihoods_of_the_same_logits(fused: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["int8", "float"])
+def test_it_records_guided_pairs(fused: bool, tmp_path: Path) -> None:
+    scored = saved(tmp_path, fused)
+    fed = rows_of(fused, 4)
+    unbiased = {**fed, "logit_bias": np.zeros(V, np.float32), "target_ids": np.zeros((4, 3), np.int64)}
+    (logits,) = opened(scored).run(["logits"], unbiased)
+    strength = np.array([0.0, 1.5], np.float32)
+    guided = logits[::2] + strength[:, None, None] * (logits[::2] - logits[1::2]) + fed["logit_bias"]
+    session = opened(scored.with_name("guided.onnx"))
+    assert [one.name for one in session.get_outputs()] == [*OUTPUTS, "present_k_0"]
+    assert session.get_outputs()[0].shape == ["pairs", "rows", 2]
+    top_ids, top_logits, tail, _, lse_t, present = session.run(None, {**fed, "guidance": strength})
+    assert np.array_equal(top_ids, np.argsort(-guided, axis=-1, kind="stable")[..., :2])
+    assert np.array_equal(top_logits, np.take_along_axis(guided, top_ids, axis=-1))
+    weight = np.exp(guided.astype(np.float64) - guided.max(-1, keepdims=True)).sum(-1)
+    np.testing.assert_allclose(1 + tail, weight, rtol=2.0**-22)
+    warm = guided.astype(np.float64) * fed["inv_temp"][::2, None, None]  # the prompt's row says how warm
+    peak = warm.max(-1)
+    np.testing.assert_allclose(lse_t, peak + np.log(np.exp(warm - peak[..., None]).sum(-1)), rtol=2.0**-22)
+    assert present.shape == (4, 1, 5, 4)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["int8", "float"])
 def test_it_holds_no_weights_of_its_own(fused: bool, tmp_path: Path) -> None:
-    path = saved(tmp_path, fused)
-    precheck(path)
+    saved(tmp_path, fused)
     places = {}
-    for name in ("model.onnx", "score.onnx"):
+    for name in ("model.onnx", "score.onnx", "guided.onnx"):
+        precheck(tmp_path / name)
         proto = onnx.load(tmp_path / name, load_external_data=False)
         assert not any(tensor.raw_data for tensor in proto.graph.initializer)
         places[name] = {
             tensor.name: {entry.key: entry.value for entry in tensor.external_data}
             for tensor in proto.graph.initializer
         }
-    assert places["score.onnx"] == places["model.onnx"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "score.onnx"]
+    assert places["score.onnx"] == places["guided.onnx"] == places["model.onnx"]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_the_exported_graph_stays_as_it_was(tmp_path: Path) -> None:
+def test_the_exported_graph_stays_as_it_was() -> None:
     model = ending(fused=True)
     before = ir.to_proto(model).SerializeToString()
-    scored = score_model(model)
+    scored, guided = score_model(model), guided_model(model)
     assert ir.to_proto(model).SerializeToString() == before
-    assert [node.op_type for node in scored.graph] == ["Identity", "DllmcInt8Linear", "DllmcLogProbability"]
+    nodes = [[node.op_type for node in one.graph] for one in (scored, guided)]
+    assert nodes[0] == ["Identity", "DllmcInt8Linear", "DllmcLogProbability"]
+    assert nodes[1] == ["Identity", "DllmcInt8Linear", "DllmcGuide", "DllmcRecord"]
 
 
 @pytest.mark.parametrize("fault", ["missing", "of another shape"])
