@@ -21,6 +21,7 @@ from pipeline.runner.draws import uniform
 RowLogits = Callable[[int, int], Floats]
 
 TOKEN, PLACE, AGAIN = range(3)  # what the draws of one position are for: its token, the policy, a second try
+UNKNOWN = -1  # no id; an end-of-text that is waited for must not be mistaken for it
 FARTHEST = 600.0  # e^600 is still finite
 
 
@@ -33,6 +34,7 @@ class Proposal:
     neg_entropy: Scores  # sum p ln p, of the same law
     margin: Scores  # p of the best token minus p of the second, of the same law
     log_probability: Scores  # ln p, always clean
+    unknown: Picks  # the token lies beyond the top-K and was not looked up: its id is -1, its p that of the K-th
 
 
 def keyed_draws(
@@ -76,8 +78,8 @@ def propose(
     """The best token of each row (temperature 0) or a drawn one; `warm` scores it as Dream's policies do.
 
     `draws` [B, R, 3] of `keyed_draws` are needed above temperature 0, and the record's `lse_t` must be of that
-    temperature. Without `row_logits` tokens are drawn from the top-K alone, renormalised; it is asked for `wanted`
-    [B, R] head rows only (None: all), the others are never to be committed.
+    temperature. Without `row_logits` tokens are drawn from the top-K alone, renormalised; with it, tokens beyond are
+    looked up in the `wanted` [B, R] head rows (None: all), and are `unknown` in the others.
     """
     tail = record.tail.astype(np.float64)
     logits = record.top_logits.astype(np.float64)
@@ -89,14 +91,15 @@ def propose(
             neg_entropy=record.neg_entropy.astype(np.float64),
             margin=_margin(behind, tail),
             log_probability=-np.log1p(tail),
+            unknown=np.zeros(tail.shape, dtype=bool),
         )
     clean = inverse_of(temperature) == 1.0 and top_p >= 1.0
     law = _Law.of(record, behind, temperature, top_p)
-    ids, chosen = record.top_ids[..., 0], np.zeros_like(tail)
+    ids, chosen, unknown = record.top_ids[..., 0], np.zeros_like(tail), np.zeros(tail.shape, dtype=bool)
     if temperature > 0:
         if draws is None:
             raise ValueError(f"temperature is {temperature}; expected draws to sample with")
-        ids, chosen = _draw(law, record, behind, draws, top_p, row_logits, wanted)
+        ids, chosen, unknown = _draw(law, record, behind, draws, top_p, row_logits, wanted)
     # (1 + tail) e^chosen - 1, written so that the argmax keeps its tail to the last bit.
     doubt = tail + (1.0 + tail) * np.expm1(np.minimum(chosen, FARTHEST))
     return Proposal(
@@ -105,7 +108,25 @@ def propose(
         neg_entropy=law.neg_entropy() if warm and not clean else record.neg_entropy.astype(np.float64),
         margin=law.margin() if warm else _margin(behind, tail),
         log_probability=-np.log1p(doubt),
+        unknown=unknown,
     )
+
+
+def settle(proposing: Callable[[Picks], Proposal], picking: Callable[[Proposal], Picks]) -> tuple[Proposal, Picks]:
+    """Proposal and picks of a step in which whole rows are asked for where they are picked, and nowhere else.
+
+    `proposing` looks up the rows it is given, `picking` asks a policy. A token beyond the top-K is no likelier than the
+    K-th, in whose name it stands until it is picked; so it is picked too early at most, and then looked up.
+    """
+    proposal = proposing(np.zeros((1, 1), dtype=bool))
+    wanted = np.zeros_like(proposal.unknown)
+    while True:
+        picks = picking(proposal)
+        missing = picks & proposal.unknown
+        if not missing.any():
+            return proposal, picks
+        wanted |= missing
+        proposal = proposing(wanted)
 
 
 def _margin(behind: Scores, tail: Scores) -> Scores:
@@ -168,8 +189,8 @@ def _draw(
     top_p: float,
     row_logits: RowLogits | None,
     wanted: Picks | None,
-) -> tuple[Ids, Scores]:
-    """Drawn ids [B, R] and how far their logits lie behind the best one's."""
+) -> tuple[Ids, Scores, Picks]:
+    """Drawn ids [B, R], how far their logits lie behind the best one's, and where they are unknown."""
     K = behind.shape[-1]
     inside = (law.weight * law.kept).sum(axis=-1)
     whole = inside if row_logits is None else inside + np.where(law.closed, 0.0, law.rest)
@@ -178,13 +199,17 @@ def _draw(
     within = np.minimum(rank, law.kept.sum(axis=-1) - 1)[..., None]
     ids = np.take_along_axis(record.top_ids, within, axis=-1)[..., 0]
     chosen = np.take_along_axis(behind, within, axis=-1)[..., 0]
+    unknown = np.zeros(ids.shape, dtype=bool)
     if row_logits is not None:
         beyond = (rank == K) & ~law.closed & (law.rest > 0)
-        for b, r in np.argwhere(beyond if wanted is None else beyond & wanted):
+        known = beyond if wanted is None else beyond & wanted
+        unknown = beyond & ~known
+        ids[unknown] = UNKNOWN
+        for b, r in np.argwhere(known):
             logits = row_logits(int(b), int(r)).astype(np.float64)
             ids[b, r] = _draw_row(logits * law.inverse, draws[b, r], top_p)
             chosen[b, r] = logits.max() - logits[ids[b, r]]
-    return ids, chosen
+    return ids, chosen, unknown
 
 
 def _draw_row(logits: Scores, draws: Scores, top_p: float) -> int:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.backends.backend import OUTPUTS, Record
-from pipeline.runner.sampling import AGAIN, PLACE, TOKEN, keyed_draws, propose
+from pipeline.runner.candidates import Candidates
+from pipeline.runner.policies import POLICIES
+from pipeline.runner.sampling import AGAIN, PLACE, TOKEN, keyed_draws, propose, settle
 from plugins.record import record as record_of
 
 V, K = 20, 4
@@ -100,8 +102,54 @@ def test_only_wanted_rows_are_asked_for():
 
     wanted = np.array([[True, False, False], [False, True, True]])
     draws = np.full((2, 3, 3), 0.99)
-    propose(record(logits, 1.0), temperature=1.0, draws=draws, row_logits=row_logits, wanted=wanted)
+    made = propose(record(logits, 1.0), temperature=1.0, draws=draws, row_logits=row_logits, wanted=wanted)
     assert asked == [(0, 0), (1, 1), (1, 2)]
+    assert np.array_equal(made.unknown, ~wanted)
+    assert np.array_equal(made.ids >= 0, wanted)
+
+
+@pytest.mark.parametrize("name", ["quota", "threshold", "factor", "local_leap", "hierarchy", "random", "entropy_bound"])
+def test_asking_where_it_is_picked_picks_what_asking_everywhere_does(name):
+    """A record of 4 of 20 logits, flat enough that about half of all draws lie beyond it."""
+    rng = np.random.default_rng(7)
+    fewer = 0
+    for step in range(40):
+        logits = np.float32(rng.normal(size=(2, 9, V)) * rng.choice([0.5, 2.0, 6.0], size=(2, 9, 1)))
+        masked, asked = rng.random((2, 9)) < 0.7, set()
+        draws = keyed_draws(seed=step, requests=[0, 1], steps=[0, 0], starts=[0, 0], rows=9)
+
+        def proposing(wanted, logits=logits, draws=draws, asked=asked):
+            def row_logits(b, r):
+                asked.add((b, r))
+                return logits[b, r]
+
+            whole = record(logits, 1.0)
+            return propose(whole, temperature=1.0, draws=draws, row_logits=row_logits, wanted=wanted)
+
+        def picking(proposal, masked=masked, draws=draws):
+            return POLICIES[name](
+                Candidates(
+                    doubt=proposal.doubt,
+                    neg_entropy=proposal.neg_entropy,
+                    margin=proposal.margin,
+                    masked=masked,
+                    quota=np.array([2, 3]),
+                    flip=np.full(2, 0.3),
+                    draws=draws[..., PLACE],
+                    threshold=0.4,
+                    factor=1.2,
+                    entropy_bound=0.5,
+                )
+            )
+
+        proposal, picks = settle(proposing, picking)
+        fewer += len(asked)
+        everything = proposing(None)
+        fewer -= len(asked)
+        assert np.array_equal(picks, picking(everything))
+        assert np.array_equal(proposal.ids[picks], everything.ids[picks])
+        assert np.array_equal(proposal.log_probability[picks], everything.log_probability[picks])
+    assert fewer < -100
 
 
 def test_without_rows_to_ask_for_the_top_k_shares_the_law():
