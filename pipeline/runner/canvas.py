@@ -18,7 +18,7 @@ from pipeline.runner.candidates import Picks, Scores
 from pipeline.runner.results import Request, Result
 from pipeline.runner.schedule import quotas, steps_of_block
 from pipeline.runner.settings import GenerateOptions, Settings
-from pipeline.runner.window import Window, block_width
+from pipeline.runner.window import Rows, Window, block_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class Canvases:
         self.live: Ids = np.zeros(0, dtype=np.int64)
         self.ids: Ids = np.zeros((places, 0), dtype=np.int64)
         self.open: npt.NDArray[np.bool_] = np.zeros((places, 0), dtype=bool)  # masks to write
+        self.given: npt.NDArray[np.bool_] = np.zeros((places, 0), dtype=bool)  # what guidance leaves out
         self.step_map: Ids = np.zeros((places, 0), dtype=np.int64)
         self.logprobs: Scores = np.zeros((places, 0))
         self.finished: npt.NDArray[np.bool_] = np.zeros(places, dtype=bool)
@@ -65,10 +66,11 @@ class Canvases:
         self._counters[:, place] = 0
         self.start[place], self.length[place] = start, len(given)
         self._reserve(len(given))
-        for array in (self.open, self.step_map, self.logprobs):
+        for array in (self.open, self.given, self.step_map, self.logprobs):
             array[place] = 0
         self.ids[place, : len(given)] = given
         self.ids[place, len(given) :] = self.settings.pad_id
+        self.given[place, : len(given)] = given != self.settings.mask_id if request.fill else True
         self.finished[place] = self.follows[place] = False
         if request.fill:
             self.open[place, : len(given)] = given == self.settings.mask_id
@@ -136,6 +138,12 @@ class Canvases:
             inside=inside,
             masked=inside & self.open[places[:, None], positions],
         )
+
+    def rows(self, places: Ids | slice, lengths: Ids, positions: Ids, *, guided: bool) -> Rows:
+        """The canvases at these places as a pass takes them."""
+        ids = self.ids[places]
+        promptless = np.where(self.given[places], self.settings.mask_id, ids) if guided else None
+        return Rows(ids=ids, lengths=lengths, positions=positions, promptless=promptless)
 
     def quota(self) -> Ids:
         """Least commits of the live rows in this step [B]."""
@@ -247,8 +255,8 @@ class Canvases:
         if more > 0:
             wider = ((0, 0), (0, more))
             self.ids = np.pad(self.ids, wider, constant_values=self.settings.pad_id)
-            self.open, self.step_map = np.pad(self.open, wider), np.pad(self.step_map, wider)
-            self.logprobs = np.pad(self.logprobs, wider)
+            self.open, self.given = np.pad(self.open, wider), np.pad(self.given, wider)
+            self.step_map, self.logprobs = np.pad(self.step_map, wider), np.pad(self.logprobs, wider)
 
     def _renew_live(self) -> None:
         self.live = np.array([place for place, each in enumerate(self.requests) if each is not None], dtype=np.int64)

@@ -8,40 +8,38 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
-from pipeline.backends.backend import Feeds, Floats, Record, Session
-from pipeline.errors import InputRefused, UsageFault, ValidationFailed
+from pipeline.backends.backend import Floats, Session
+from pipeline.errors import InputRefused, UsageFault
+from pipeline.runner.batch import Batch, Decode, FullLogits
 from pipeline.runner.caches import Caches
-from pipeline.runner.candidates import Candidates, Picks, Scores, flip_share
-from pipeline.runner.canvas import Blocks, Canvases
-from pipeline.runner.edits import edits, is_final
-from pipeline.runner.eos import BANNED, eligible, forbid
-from pipeline.runner.monitor import Monitor
-from pipeline.runner.passes import Passes
-from pipeline.runner.policies import DRAWN, POLICIES, WARM
-from pipeline.runner.results import Block, Done, Event, Request, Result, Step
-from pipeline.runner.rules import Cut, penalise, restrict, stop_at
-from pipeline.runner.sampling import PLACE, Proposal, RowLogits, keyed_draws, propose
+from pipeline.runner.eos import BANNED, forbid
+from pipeline.runner.results import Done, Event, Request, Result, Step
 from pipeline.runner.settings import GenerateOptions, Settings
-from pipeline.runner.window import Rows, full_feeds
-
-Decode = Callable[[Sequence[int]], str]
-FullLogits = Callable[[Feeds, int, int], Floats]  # a full pass, row of its batch, head row -> biased logits [V]
+from pipeline.runner.window import Terms
 
 
 class Engine:
     """A session that answers any number of requests; what its caches need is allocated once.
 
-    `full_logits` answers for tokens beyond the top-K; without it draws stay inside, see `sampling.propose`.
+    `full_logits` answers for tokens beyond the top-K; without it, and under guidance, draws stay inside, see
+    `sampling.propose`. `open_guided` opens the session of guided requests when the first one comes.
     """
 
-    def __init__(self, session: Session, settings: Settings, *, full_logits: FullLogits | None = None) -> None:
-        self.session, self.settings, self.full_logits = session, settings, full_logits
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        *,
+        full_logits: FullLogits | None = None,
+        open_guided: Callable[[], Session] | None = None,
+    ) -> None:
+        self.settings, self.full_logits, self.open_guided = settings, full_logits, open_guided
         self.caches = Caches(session)
+        self.guided_caches: Caches | None = None
 
     def run(
         self,
@@ -62,18 +60,42 @@ class Engine:
             raise UsageFault(f"batch_size is {batch_size}; expected 1 or more")
         if options.stop and decode is None:
             raise ValueError("stop texts need a function that decodes ids")
-        return self._events(iter(requests), options, batch_size, decode, cancelled)
+        return self._events(iter(requests), options, self.caches_for(options), batch_size, decode, cancelled)
+
+    def caches_for(self, options: GenerateOptions) -> Caches:
+        """The caches, and with them the session, that these options need; raises UsageFault."""
+        if options.guidance == 0:
+            return self.caches
+        if self.guided_caches is None:
+            if self.open_guided is None:
+                raise UsageFault(
+                    f"guidance is {options.guidance}, and this model was opened without a graph for it; pass "
+                    "--guidance 0, or export the bundle again with --set lowering.guidance=true"
+                )
+            self.guided_caches = Caches(self.open_guided())
+        return self.guided_caches
 
     def _events(
         self,
         requests: Iterator[Request],
         options: GenerateOptions,
+        caches: Caches,
         batch_size: int,
         decode: Decode | None,
         cancelled: Collection[int],
     ) -> Generator[Event, None, None]:
         waiting = deque(islice(requests, batch_size))
-        batch = _Batch(self, len(waiting), options, decode)
+        bias = logit_bias(self.settings)
+        terms = Terms.of(options, forbid(bias, self.settings.eos_id) if options.eos == "forbid" else bias)
+        batch = Batch(
+            len(waiting),
+            self.settings,
+            options,
+            caches,
+            terms,
+            full_logits=None if terms.guided else self.full_logits,
+            decode=decode,
+        )
         trusted = False
         try:
             while waiting or len(batch.canvases.live):
@@ -87,187 +109,6 @@ class Engine:
         finally:
             # After a fault the caches hold numbers that nobody vouches for.
             (batch.passes.close if trusted else batch.passes.forget)()
-
-
-class _Batch:
-    """The rows under way in one `Engine.run`."""
-
-    def __init__(self, engine: Engine, places: int, options: GenerateOptions, decode: Decode | None) -> None:
-        self.engine, self.settings, self.options, self.decode = engine, engine.settings, options, decode
-        self.bias = logit_bias(engine.settings)
-        if options.eos == "forbid":
-            self.bias = forbid(self.bias, engine.settings.eos_id)
-        self.canvases = Canvases(places, engine.settings, options)
-        self.monitor = Monitor(places)
-        self.passes = Passes(engine.session, engine.caches, self.canvases, self.bias, self.monitor)
-        self.extra = np.zeros(places, dtype=np.int64)  # passes over a block without masks, to edit it
-        self.policy = POLICIES[options.policy]
-        self.warm, self.drawn = options.policy in WARM, options.policy in DRAWN
-
-    def admit(self, place: int, request: Request) -> None:
-        self.canvases.admit(place, request)
-        self.monitor.begin(place)
-        self.extra[place] = 0
-
-    def cancel(self, cancelled: Collection[int]) -> list[Event]:
-        """The end of every row that is not wanted any more."""
-        rows = self.canvases
-        unwanted = [place for place in rows.live.tolist() if rows.request_of(place).request in cancelled]
-        return [Done(result=replace(self._result(place), finish_reason="cancelled")) for place in unwanted]
-
-    def advance(self) -> list[Event]:
-        """One forward pass and one commit for every live row; what came of it, row by row."""
-        rows, blocks = self.canvases, self.canvases.blocks()
-        record = self.passes.run(blocks)
-        if not (np.isfinite(record.tail).all() and np.isfinite(record.top_logits).all()):
-            raise ValidationFailed("the model produced NaN or infinite logits; its bundle cannot be trusted")
-        row_logits = self._row_logits(blocks)
-        record = self._ruled(record, blocks, row_logits)
-        proposal, draws = self._propose(record, blocks, row_logits)
-        picks = self._pick(proposal, draws, blocks)
-        ids, log_probability, final = proposal.ids, proposal.log_probability, np.ones(len(picks), dtype=bool)
-        if self.options.edit is not None:
-            replaced = self._edit(record, blocks)
-            self.extra[blocks.places] += ~blocks.masked.any(axis=1)
-            final = is_final(blocks.masked, replaced, self.extra[blocks.places])
-            self.extra[blocks.places[final]] = 0
-            ids = np.where(replaced, record.top_ids[..., 0], ids)
-            log_probability = np.where(replaced, -np.log1p(record.tail.astype(np.float64)), log_probability)
-            picks = picks | replaced
-        rows.write(blocks, picks, ids, log_probability)
-        settled = {place: (start, stop) for place, start, stop in rows.settle(blocks, final)}
-        return self._events(blocks, picks, log_probability, settled)
-
-    def _row_logits(self, blocks: Blocks) -> RowLogits | None:
-        full_logits = self.engine.full_logits
-        if full_logits is None:
-            return None
-        rows, shift = self.canvases, self.canvases.window.shift
-        inverse = self.passes.inverse
-
-        def row_logits(b: int, r: int) -> Floats:
-            place = slice(int(blocks.places[b]), int(blocks.places[b]) + 1)
-            given = Rows(ids=rows.ids[place], lengths=rows.length[place], positions=blocks.positions[b : b + 1])
-            return full_logits(full_feeds(given, shift, self.bias, np.full(1, inverse, dtype=np.float32)), 0, r)
-
-        return row_logits
-
-    def _ruled(self, record: Record, blocks: Blocks, row_logits: RowLogits | None) -> Record:
-        """The record under repetition penalty and allowed ids."""
-        rows, options = self.canvases, self.options
-        if options.repetition_penalty != 1.0:
-            seen = [rows.written(place) for place in blocks.places.tolist()]
-            record = penalise(
-                record, seen, options.repetition_penalty, temperature=options.temperature, row_logits=row_logits
-            )
-        allowed = {(b, r): ids for b, place in enumerate(blocks.places.tolist()) for r, ids in rows.allowed(place)}
-        if allowed:
-            record = restrict(record, allowed, temperature=options.temperature, row_logits=row_logits)
-        return record
-
-    def _propose(self, record: Record, blocks: Blocks, row_logits: RowLogits | None) -> tuple[Proposal, Scores | None]:
-        rows, options, places = self.canvases, self.options, blocks.places
-        draws = None
-        if options.temperature > 0 or self.drawn:
-            draws = keyed_draws(
-                seed=options.seed,
-                requests=[rows.request_of(place).request for place in places.tolist()],
-                steps=rows.step[places].tolist(),
-                starts=blocks.positions[:, 0].tolist(),
-                rows=rows.width,
-            )
-        proposal = propose(
-            record,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            warm=self.warm,
-            draws=draws,
-            row_logits=row_logits,
-        )
-        return proposal, draws
-
-    def _pick(self, proposal: Proposal, draws: Scores | None, blocks: Blocks) -> Picks:
-        """The masked positions to commit now, at least one of each row that has one [B, R]."""
-        rows, options, places = self.canvases, self.options, blocks.places
-        choice = eligible(
-            options.eos,
-            blocks.masked,
-            proposal.ids,
-            proposal.log_probability,
-            eos_id=self.settings.eos_id,
-            eos_threshold=options.eos_threshold,
-        )
-        picks = choice & self.policy(
-            Candidates(
-                doubt=proposal.doubt,
-                masked=choice,
-                quota=rows.quota(),
-                threshold=options.threshold,
-                neg_entropy=proposal.neg_entropy,
-                margin=proposal.margin,
-                flip=flip_share(rows.block_step[places], rows.block_steps[places]),
-                draws=np.zeros_like(proposal.doubt) if draws is None else draws[..., PLACE],
-                factor=options.factor,
-                entropy_bound=options.entropy_bound,
-            )
-        )
-        # Else the row would never end.
-        assert (picks.any(axis=1) == choice.any(axis=1)).all(), f"policy {options.policy} committed nothing"
-        return picks
-
-    def _edit(self, record: Record, blocks: Blocks) -> Picks:
-        """Written positions of the block to write again."""
-        assert self.options.edit is not None
-        index = blocks.places[:, None], blocks.positions
-        written = blocks.inside & ~blocks.masked & (self.canvases.step_map[index] > 0)
-        return edits(record, self.canvases.ids[index], written, self.options.edit)
-
-    def _events(
-        self, blocks: Blocks, picks: Picks, log_probability: Scores, settled: dict[int, tuple[int, int]]
-    ) -> list[Event]:
-        rows = self.canvases
-        events: list[Event] = []
-        for b, place in enumerate(blocks.places.tolist()):
-            start, number = int(rows.start[place]), rows.request_of(place).request
-            cut = self._cut(place)
-            finished = bool(rows.finished[place]) or cut is not None
-            if cut is not None:
-                rows.finish(place)
-            region = rows.region(place)
-            committed = blocks.positions[b, picks[b]] - start
-            events.append(
-                Step(
-                    request=number,
-                    region=region,
-                    committed=committed,
-                    confidences=np.exp(log_probability[b, picks[b]]),
-                    finished=finished,
-                )
-            )
-            if place in settled:
-                begin, end = (position - start for position in settled[place])
-                events.append(Block(request=number, start=begin, stop=end, ids=region[begin:end].tolist()))
-            if finished:
-                result = self._result(place)
-                if cut is not None:
-                    result = replace(result, ids=result.ids[: cut.ids], text=cut.text, finish_reason="stop")
-                events.append(Done(result=result))
-        return events
-
-    def _cut(self, place: int) -> Cut | None:
-        """Where a stop text ends this row, in what is written from the region's start without a gap."""
-        if not self.options.stop or self.decode is None:
-            return None
-        rows = self.canvases
-        region = slice(int(rows.start[place]), int(rows.length[place]))
-        ids, written = rows.ids[place, region], ~rows.open[place, region]
-        ends = np.flatnonzero(ids == self.settings.eos_id)
-        if len(ends):  # what follows an end-of-text is not part of the text
-            written = written & (np.arange(len(ids)) < ends[0])
-        return stop_at(ids, written, self.options.stop, self.decode)
-
-    def _result(self, place: int) -> Result:
-        return replace(self.canvases.release(place), agreement=self.monitor.agreement(place))
 
 
 def generate(

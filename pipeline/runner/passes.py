@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.backends.backend import OUTPUTS, Cache, Feeds, Floats, Ids, Record, Session
+from pipeline.backends.backend import OUTPUTS, Cache, Feeds, Ids, Record
 from pipeline.runner.caches import ROOMY, Caches
 from pipeline.runner.candidates import Picks
 from pipeline.runner.canvas import Blocks, Canvases
 from pipeline.runner.monitor import Monitor
 from pipeline.runner.schedule import BRIDGE, runs
-from pipeline.runner.window import Rows, Window, block_feeds, full_feeds
+from pipeline.runner.window import Terms, Window, block_feeds, full_feeds
 
 Piece = tuple[Ids, Record]  # places, and the rows of each
 
@@ -23,10 +23,9 @@ Piece = tuple[Ids, Record]  # places, and the rows of each
 class Passes:
     """Runs the session over the canvases of one generation; `close` gives its caches back."""
 
-    def __init__(self, session: Session, caches: Caches, canvases: Canvases, bias: Floats, monitor: Monitor) -> None:
-        self.session, self.caches, self.canvases, self.bias, self.monitor = session, caches, canvases, bias, monitor
-        temperature = canvases.options.temperature
-        self.inverse = np.float32(1.0 / temperature if temperature > 0 else 1.0)
+    def __init__(self, caches: Caches, canvases: Canvases, terms: Terms, monitor: Monitor) -> None:
+        self.caches, self.canvases, self.terms, self.monitor = caches, canvases, terms, monitor
+        self.session = session = caches.session
         self.cached = session.cached and not canvases.options.exact
         self.slots: Ids = np.zeros(len(canvases.requests), dtype=np.int64)  # of the cache that a place's row lives in
         self.opened: dict[int, Cache] = {}
@@ -36,8 +35,8 @@ class Passes:
         rows, places = self.canvases, blocks.places
         if not self.cached:
             rows.nfe_full[places] += 1
-            given = Rows(ids=rows.ids[places], lengths=rows.length[places], positions=blocks.positions)
-            return self.session.run(full_feeds(given, rows.window.shift, self.bias, self._inverse(len(places))))
+            given = rows.rows(places, rows.length[places], blocks.positions, guided=self.terms.guided)
+            return self.session.run(full_feeds(given, rows.window.shift, self.terms))
         full = rows.refresh[places]
         if full.any():
             self._house(places[full])
@@ -64,9 +63,6 @@ class Passes:
         """Let the caches go: what they hold is not to be trusted."""
         self.opened.clear()
 
-    def _inverse(self, count: int) -> Floats:
-        return np.full(count, self.inverse, dtype=np.float32)
-
     def _house(self, places: Ids) -> None:
         """Give a cache to each of these rows that came, or outgrew its slots; all of them take a full pass next."""
         rows = self.canvases
@@ -89,32 +85,34 @@ class Passes:
 
     def _calls(self, blocks: Blocks, wanted: Picks, window: Window | None) -> list[Piece]:
         """Records of the `wanted` rows [B], from as few calls as their places allow; full passes without a window."""
-        places = blocks.places[wanted]
-        pieces = []
+        if not wanted.any():
+            return []
+        pieces, places = [], blocks.places[wanted]
         # What a pass leaves in the rows that it bridges must not matter: free ones, and those that are written anew.
         kept = set(blocks.places[~self.canvases.refresh[blocks.places]].tolist())
-        for slots, cache in self.opened.items() if len(places) else ():
+        for slots, cache in self.opened.items():
             here = places[self.slots[places] == slots]
             for span in runs(here.tolist(), gap=0 if window is None else BRIDGE, kept=kept):
-                inside = here[(here >= span.start) & (here < span.stop)] - span.start
+                inside = here[(here >= span.start) & (here < span.stop)]
                 record = self.session.run(self._feeds(blocks, span, inside, window), cache, first_row=span.start)
-                pieces.append((inside + span.start, _rows_of(record, inside)))
+                pieces.append((inside, _rows_of(record, inside - span.start)))
         return pieces
 
-    def _feeds(self, blocks: Blocks, span: range, inside: Ids, window: Window | None) -> Feeds:
-        """Inputs of a call over the places of `span`; those not `inside` compute one padding row."""
+    def _feeds(self, blocks: Blocks, span: range, used: Ids, window: Window | None) -> Feeds:
+        """Inputs of a call over the places of `span`; those not `used` compute padding."""
         rows, count = self.canvases, len(span)
-        lengths, starts = np.ones(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        positions = np.zeros((count, rows.width), dtype=np.int64)
-        used = inside + span.start
-        lengths[inside] = rows.length[used]
-        positions[inside] = blocks.positions[np.searchsorted(blocks.places, used)]
-        given = Rows(ids=rows.ids[span.start : span.stop], lengths=lengths, positions=positions)
-        inverse = self._inverse(count)
+        if count == len(used) == len(blocks.places):
+            lengths, positions = rows.length[used], blocks.positions
+        else:
+            lengths, positions = np.ones(count, dtype=np.int64), np.zeros((count, rows.width), dtype=np.int64)
+            lengths[used - span.start] = rows.length[used]
+            positions[used - span.start] = blocks.positions[np.searchsorted(blocks.places, used)]
+        given = rows.rows(slice(span.start, span.stop), lengths, positions, guided=self.terms.guided)
         if window is None:
-            return full_feeds(given, rows.window.shift, self.bias, inverse)
-        starts[inside] = window.start(rows.block_start[used])
-        return block_feeds(given, window, starts, self.bias, inverse)
+            return full_feeds(given, rows.window.shift, self.terms)
+        starts = np.zeros(count, dtype=np.int64)
+        starts[used - span.start] = window.start(rows.block_start[used])
+        return block_feeds(given, window, starts, self.terms)
 
 
 def record_of(places: Ids, pieces: list[Piece]) -> Record:

@@ -62,36 +62,60 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a pass must know of the canvases it computes."""
+    """What a pass must know of the canvases it computes; `promptless` are their ids without prompt, when guided."""
 
     ids: Ids  # [B, at least Q + the last window's start] padding behind each canvas
     lengths: Ids  # [B]
     positions: Ids  # [B, R] canvas positions to predict
+    promptless: Ids | None = None  # as ids
 
 
-def full_feeds(rows: Rows, shift: int, bias: Floats, inv_temp: Floats) -> Feeds:
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a whole generation has in common: the law's bias [V], and a temperature and a guidance for every row."""
+
+    bias: Floats
+    inverse: np.float32  # of the temperature
+    guidance: np.float32
+
+    @classmethod
+    def of(cls, options: GenerateOptions, bias: Floats) -> Terms:
+        """Under these options."""
+        inverse = 1.0 / options.temperature if options.temperature > 0 else 1.0
+        return cls(bias=bias, inverse=np.float32(inverse), guidance=np.float32(options.guidance))
+
+    @property
+    def guided(self) -> bool:
+        return bool(self.guidance > 0)
+
+
+def full_feeds(rows: Rows, shift: int, terms: Terms) -> Feeds:
     """The inputs of a pass over whole canvases."""
-    count = aligned(int(rows.lengths.max()))
+    batch, count = len(rows.ids), aligned(int(rows.lengths.max()))
     return Feeds(
         input_ids=np.ascontiguousarray(rows.ids[:, :count]),
-        position_ids=np.tile(np.arange(count, dtype=np.int64), (len(rows.ids), 1)),
+        position_ids=np.tile(np.arange(count, dtype=np.int64), (batch, 1)),
         kv_len=rows.lengths,
         head_index=np.maximum(rows.positions - shift, 0),
-        logit_bias=bias,
-        inv_temp=inv_temp,
+        logit_bias=terms.bias,
+        inv_temp=np.full(batch, terms.inverse),
+        guidance=np.full(batch, terms.guidance) if terms.guided else None,
+        promptless_ids=None if rows.promptless is None else rows.promptless[:, :count],
     )
 
 
-def block_feeds(rows: Rows, window: Window, starts: Ids, bias: Floats, inv_temp: Floats) -> Feeds:
+def block_feeds(rows: Rows, window: Window, starts: Ids, terms: Terms) -> Feeds:
     """The inputs of a pass over the windows that begin at `starts` [B]."""
-    count = min(window.rows, aligned(int(rows.lengths.max())))
-    slots = starts[:, None] + np.arange(count, dtype=np.int64)
+    batch, count = len(rows.ids), min(window.rows, aligned(int(rows.lengths.max())))
+    each, slots = np.arange(batch)[:, None], starts[:, None] + np.arange(count, dtype=np.int64)
     return Feeds(
-        input_ids=np.take_along_axis(rows.ids, slots, axis=1),
+        input_ids=rows.ids[each, slots],
         position_ids=slots,
         kv_len=rows.lengths,
         head_index=np.maximum(rows.positions - window.shift, 0) - starts[:, None],
-        logit_bias=bias,
-        inv_temp=inv_temp,
+        logit_bias=terms.bias,
+        inv_temp=np.full(batch, terms.inverse),
         write_start=starts,
+        guidance=np.full(batch, terms.guidance) if terms.guided else None,
+        promptless_ids=None if rows.promptless is None else rows.promptless[each, slots],
     )

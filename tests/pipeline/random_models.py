@@ -28,7 +28,7 @@ from pipeline.runner import GenerateOptions, Settings
 from pipeline.runner.canvas import Canvases
 from pipeline.runner.loop import logit_bias
 from pipeline.runner.results import Request
-from pipeline.runner.window import Rows, full_feeds
+from pipeline.runner.window import Terms, full_feeds
 
 V, MASK, EOS, PAD = 40, 37, 36, 38
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"  # ids 0 to 35
@@ -78,9 +78,8 @@ def first_feeds(settings: Settings, prompts: list[list[int]], options: GenerateO
     canvases = Canvases(len(prompts), settings, options)
     for place, prompt in enumerate(prompts):
         canvases.admit(place, Request(ids=prompt))
-    rows = Rows(ids=canvases.ids, lengths=canvases.length, positions=canvases.blocks().positions)
-    inverse = np.full(len(prompts), 1.0 / (options.temperature or 1.0), dtype=np.float32)
-    return full_feeds(rows, canvases.window.shift, logit_bias(settings), inverse)
+    rows = canvases.rows(canvases.live, canvases.length, canvases.blocks().positions, guided=False)
+    return full_feeds(rows, canvases.window.shift, Terms.of(options, logit_bias(settings)))
 
 
 def tokenizer() -> Tokenizer:

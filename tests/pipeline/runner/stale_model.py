@@ -78,6 +78,7 @@ class StaleModel:
     """The session; `calls` has every pass, `allocated` every cache."""
 
     top_k = 2
+    guided = False
 
     def __init__(self, *, cached: bool = True, often: int = 60) -> None:
         self.cached, self.often = cached, often

@@ -9,13 +9,15 @@ import torch
 
 from pipeline.backends.backend import OUTPUTS, FullPasses, Record
 from pipeline.backends.eager import open_transformer
+from pipeline.backends.guided import EagerGuided
 from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.models.transformer import Transformer
-from pipeline.runner import GenerateOptions, Settings, Step, generate
+from pipeline.runner import Engine, GenerateOptions, Request, Settings, Step, denoise, generate
 from pipeline.runner.policies import POLICIES
 from pipeline.runner.sampling import keyed_draws
 from plugins.record import record as record_of
 from tests.pipeline.random_models import EOS, MASK, PAD, V, prompts_of, tiny
+from tests.pipeline.runner.plain_loop import decode
 
 
 def reference(model: Transformer, prompt: list[int], options: GenerateOptions) -> list[int]:
@@ -146,7 +148,7 @@ def test_draws_are_keyed_by_the_rows_own_request_step_and_position(monkeypatch):
         keys.extend((seed, *key) for key in zip(requests, steps, starts, strict=True))
         return keyed_draws(seed=seed, requests=requests, steps=steps, starts=starts, rows=rows)
 
-    monkeypatch.setattr("pipeline.runner.loop.keyed_draws", spy)
+    monkeypatch.setattr("pipeline.runner.batch.keyed_draws", spy)
     options = GenerateOptions(gen_length=4, block_length=2, temperature=1.0, seed=9, policy="quota")
     generate(Fixed(NEVER_ENDING, top_k=8), SETTINGS, [[1, 2, 3], [1]], options, request_ids=[5, 6], batch_size=1)
     starts = {5: 3, 6: 1}
@@ -202,6 +204,38 @@ def test_steps_show_the_canvas_filling_in_and_no_committed_token_changes():
         for before, after in pairwise(steps):
             assert all(b in (MASK, a) for b, a in zip(before.region, after.region, strict=True))
             assert (after.region[after.committed] != MASK).all()
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
+def test_guidance_leads_away_from_what_stands_without_the_prompt(shifted):
+    model = tiny(shifted=shifted)
+    settings, prompts = Settings.of_model(model.config), prompts_of(seed=4, count=4)
+    options = GenerateOptions(gen_length=12, block_length=6, guidance=1.5, threshold=0.6)
+    engine = Engine(open_transformer(model), settings, open_guided=lambda: EagerGuided(model, top_k=8))
+    requests = [Request(ids=prompt, request=i) for i, prompt in enumerate(prompts)]
+    for prompt, result in zip(prompts, denoise(engine, requests, options, batch_size=3), strict=True):
+
+        def guided(ids, prompt=prompt):
+            positions, length = torch.arange(len(ids))[None], torch.tensor([len(ids)])
+            with torch.no_grad():
+                conditional = model.logits(torch.tensor([ids]), positions, length)[0]
+                free = [MASK] * len(prompt) + ids[len(prompt) :]
+                unconditional = model.logits(torch.tensor([free]), positions, length)[0]
+            logits = unconditional + 2.5 * (conditional - unconditional)
+            if shifted:
+                logits = torch.cat((logits[:1], logits[:-1]))
+            logits[:, MASK] = logits[:, V - 1] = -torch.inf
+            return logits.double().numpy()
+
+        region = [EOS if EOS in result.region[:i] else t for i, t in enumerate(result.region)]
+        assert region == decode(guided, prompt, options, mask=MASK, eos=EOS)
+    plain = denoise(engine, requests, replace(options, guidance=0.0))
+    assert plain == generate(open_transformer(model), settings, prompts, replace(options, guidance=0.0))
+
+
+def test_guidance_needs_a_graph_for_it():
+    with pytest.raises(UsageFault, match="export the bundle again"):
+        generate(Fixed(np.zeros(V), top_k=2), SETTINGS, [[1]], GenerateOptions(guidance=1.0))
 
 
 def test_nan_is_never_decoded():

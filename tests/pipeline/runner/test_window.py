@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.runner import GenerateOptions
-from pipeline.runner.window import ALIGN, Rows, Window, aligned, block_feeds, block_width, bucket
+from pipeline.runner.window import ALIGN, Rows, Terms, Window, aligned, block_feeds, block_width, bucket
 from tests.pipeline.runner.stale_model import SETTINGS
 
 LENGTHS = st.integers(1, 5000)
@@ -50,13 +50,8 @@ def test_a_window_holds_block_and_vicinity_and_stays_in_its_slots(data):
     ids = np.arange(len(lengths) * slots).reshape(len(lengths), slots)
     positions = np.minimum(starts[:, None] + np.arange(block), stops[:, None] - 1)
     first = window.start(starts)
-    feeds = block_feeds(
-        Rows(ids=ids, lengths=lengths, positions=positions),
-        window,
-        first,
-        np.zeros(3, np.float32),
-        np.ones(1, np.float32),
-    )
+    terms = Terms.of(options, np.zeros(3, np.float32))
+    feeds = block_feeds(Rows(ids=ids, lengths=lengths, positions=positions), window, first, terms)
     query = feeds.input_ids.shape[1]
     assert query % ALIGN == 0
     assert (feeds.write_start + query <= slots).all()
