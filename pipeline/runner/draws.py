@@ -1,5 +1,7 @@
 """Random numbers with a key: (seed, request, position, step) decides, never the batch or the order of calls."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,8 +10,22 @@ _LANES = 4  # numbers of 64 bits that Philox4x64 makes from one counter value (S
 
 def uniform(*, seed: int, request: int, step: int, start: int, rows: int, columns: int) -> npt.NDArray[np.float64]:
     """Uniform draws in (0, 1) [rows, columns]; row i belongs to canvas position start + i."""
+    return uniform_rows(seed=seed, requests=[request], steps=[step], starts=[start], rows=rows, columns=columns)[0]
+
+
+def uniform_rows(
+    *, seed: int, requests: Sequence[int], steps: Sequence[int], starts: Sequence[int], rows: int, columns: int
+) -> npt.NDArray[np.float64]:
+    """The same for a batch of requests [B, rows, columns]."""
     counters = -(-columns // _LANES)
-    stream = np.random.Philox(key=[seed, request], counter=[start * counters, step, 0, 0])
-    # random_raw is what NumPy promises to keep stable (NEP 19); the half keeps 0 out.
-    raw = stream.random_raw(rows * counters * _LANES).reshape(rows, counters * _LANES)[:, :columns]
-    return ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    raw = np.empty((len(requests), rows, counters * _LANES), dtype=np.uint64)
+    stream = np.random.Philox(key=[seed, 0])
+    state = stream.state  # setting it costs a quarter of a new stream
+    key, counter = state["state"]["key"], state["state"]["counter"]
+    for b, (request, step, start) in enumerate(zip(requests, steps, starts, strict=True)):
+        key[1], counter[0], counter[1] = request, start * counters, step
+        stream.state = state
+        # random_raw is what NumPy promises to keep stable (NEP 19).
+        raw[b] = stream.random_raw(rows * counters * _LANES).reshape(rows, -1)
+    # The half keeps 0 out.
+    return ((raw[..., :columns] >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -105,8 +105,13 @@ class _Rest:
     def of(cls, record: Record, inverse: float) -> _Rest:
         logits, tail = record.top_logits.astype(np.float64), record.tail.astype(np.float64)
         z = np.maximum(logits - logits[..., :1], NEGLIGIBLE)
-        energy = (record.neg_entropy + np.log1p(tail)) * (1.0 + tail) - (np.exp(z) * z).sum(axis=-1)
-        return cls(beyond_top(record, 1.0), np.minimum(energy, 0.0), beyond_top(record, inverse))
+        weight, warm = np.exp(z), np.exp(z * inverse)
+        energy = (record.neg_entropy + np.log1p(tail)) * (1.0 + tail) - (weight * z).sum(axis=-1)
+        return cls(
+            weight=beyond_top(record, -z, weight, 1.0),
+            energy=np.minimum(energy, 0.0),
+            warm=beyond_top(record, -z, warm, inverse),
+        )
 
     @classmethod
     def none(cls) -> _Rest:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.backends.backend import Floats, Ids, Record
 from pipeline.runner.candidates import Picks, Scores
-from pipeline.runner.draws import uniform
+from pipeline.runner.draws import uniform_rows
 
 # (row of the batch, head row) -> logits [V] of that row, biased as the record's are, before the temperature.
 RowLogits = Callable[[int, int], Floats]
@@ -41,23 +41,24 @@ def keyed_draws(
     *, seed: int, requests: Sequence[int], steps: Sequence[int], starts: Sequence[int], rows: int
 ) -> Scores:
     """Uniform draws [B, rows, 3] in (0, 1): TOKEN, PLACE and AGAIN of the canvas positions from starts[b] on."""
-    keys = zip(requests, steps, starts, strict=True)
-    return np.stack([uniform(seed=seed, request=r, step=t, start=s, rows=rows, columns=3) for r, t, s in keys])
+    return uniform_rows(seed=seed, requests=requests, steps=steps, starts=starts, rows=rows, columns=3)
 
 
-def beyond_top(record: Record, inverse: float) -> Scores:
-    """Weight of all tokens beyond the top-K at temperature 1 / inverse, the best token's being 1 [B, R]."""
-    logits = record.top_logits.astype(np.float64)
-    behind = logits[..., 0, None] - logits
-    clean = np.maximum(record.tail - np.exp(-behind[..., 1:]).sum(axis=-1), 0.0)
+def beyond_top(record: Record, behind: Scores, weight: Scores, inverse: float) -> Scores:
+    """Weight of all tokens beyond the top-K at temperature 1 / inverse, the best token's being 1 [B, R].
+
+    behind [B, R, K] the best logit minus each; weight [B, R, K] = e^(-behind * inverse).
+    """
     if inverse == 1.0:
-        return np.asarray(clean)
-    whole = np.exp(np.minimum(record.lse_t - logits[..., 0] * inverse, FARTHEST))
-    rest = np.maximum(whole - np.exp(-behind * inverse).sum(axis=-1), 0.0)
+        return np.maximum(record.tail - weight[..., 1:].sum(axis=-1), 0.0)
+    best = record.top_logits[..., 0].astype(np.float64) * inverse
+    whole = np.exp(np.minimum(record.lse_t - best, FARTHEST))
+    rest: Scores = np.maximum(whole - weight.sum(axis=-1), 0.0)
     if inverse > 1.0:
         # Cold, lse_t is so large that its rounding hides the rest; but no token beyond is likelier than the K-th.
+        clean = np.maximum(record.tail - np.exp(-behind[..., 1:]).sum(axis=-1), 0.0)
         rest = np.minimum(rest, clean * np.exp(-behind[..., -1] * (inverse - 1.0)))
-    return np.asarray(rest)
+    return rest
 
 
 def inverse_of(temperature: float) -> float:
@@ -150,7 +151,7 @@ class _Law:
     def of(cls, record: Record, behind: Scores, temperature: float, top_p: float) -> _Law:
         inverse = inverse_of(temperature)
         weight = np.exp(-behind * inverse)
-        rest = beyond_top(record, inverse)
+        rest = beyond_top(record, behind, weight, inverse)
         if top_p >= 1.0:
             kept, closed = np.ones(weight.shape, dtype=bool), np.zeros(rest.shape, dtype=bool)
             return cls(inverse=inverse, weight=weight, rest=rest, kept=kept, closed=closed, outside=rest)

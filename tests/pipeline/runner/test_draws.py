@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runner.draws import uniform
+from pipeline.runner.draws import uniform, uniform_rows
 
 KEY = st.fixed_dictionaries(
     {"seed": st.integers(0, 2**63 - 1), "request": st.integers(0, 2**40), "step": st.integers(0, 10**6)}
@@ -24,6 +24,14 @@ def test_every_part_of_the_key_counts(key, part):
     whole = {**key, "start": 7}
     other = {**whole, part: whole[part] ^ 1}
     assert not np.isin(uniform(**whole, rows=1, columns=9), uniform(**other, rows=1, columns=9)).any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=4))
+def test_a_request_draws_the_same_whatever_shares_its_batch(keys):
+    requests, steps, starts = zip(*keys, strict=True)
+    together = uniform_rows(seed=3, requests=requests, steps=steps, starts=starts, rows=5, columns=6)
+    for (request, step, start), row in zip(keys, together, strict=True):
+        assert np.array_equal(uniform(seed=3, request=request, step=step, start=start, rows=5, columns=6), row)
 
 
 def test_the_stream_is_pinned():
