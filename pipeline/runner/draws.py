@@ -10,7 +10,8 @@ _LANES = 4  # numbers of 64 bits that Philox4x64 makes from one counter value (S
 
 def uniform(*, seed: int, request: int, step: int, start: int, rows: int, columns: int) -> npt.NDArray[np.float64]:
     """Uniform draws in (0, 1) [rows, columns]; row i belongs to canvas position start + i."""
-    return uniform_rows(seed=seed, requests=[request], steps=[step], starts=[start], rows=rows, columns=columns)[0]
+    drawn = uniform_rows(seed=seed, requests=[request], steps=[step], starts=[start], rows=rows, columns=columns)
+    return np.asarray(drawn[0])
 
 
 def uniform_rows(

@@ -50,7 +50,7 @@ def beyond_top(record: Record, behind: Scores, weight: Scores, inverse: float) -
     behind [B, R, K] the best logit minus each; weight [B, R, K] = e^(-behind * inverse).
     """
     if inverse == 1.0:
-        return np.maximum(record.tail - weight[..., 1:].sum(axis=-1), 0.0)
+        return np.asarray(np.maximum(record.tail - weight[..., 1:].sum(axis=-1), 0.0))
     best = record.top_logits[..., 0].astype(np.float64) * inverse
     whole = np.exp(np.minimum(record.lse_t - best, FARTHEST))
     rest: Scores = np.maximum(whole - weight.sum(axis=-1), 0.0)

@@ -17,4 +17,4 @@ def hierarchy(candidates: Candidates) -> Picks:
     np.minimum.at(best, (row, run), np.where(masked, rank, run.shape[1]))
     fair = 1.0 / (1.0 + candidates.doubt) >= candidates.threshold * LOW
     split = (rank == best[row, run]) & fair
-    return (masked & (candidates.sure | split)) | (masked & (rank < candidates.quota[:, None]))
+    return np.asarray(masked & (candidates.sure | split | (rank < candidates.quota[:, None])))
