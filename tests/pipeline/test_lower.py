@@ -20,15 +20,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from passes.add_cache import past_names, present_names
-from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES
+from pipeline.capture import INPUT_NAMES, OUTPUT_NAMES, materialise
 from pipeline.errors import InputRefused
 from pipeline.folder import MODEL, MODEL_DATA, read_job
-from pipeline.lower import IR_VERSION, write_onnx
+from pipeline.lower import IR_VERSION, cached_graph, write_onnx
 from pipeline.models.checkpoint import open_checkpoint
-from pipeline.quantize import Weights
+from pipeline.quantize import Weights, write_weights
 from pipeline.recipe_file import load_recipe, parse_recipe
 from plugins import OPS
 from plugins.int4 import unpack_int4
+from tests.pipeline.fitted import feeds_of, quick_recipe, random_checkpoint, random_states
 
 ROOT = Path(__file__).parents[2]
 Made = Callable[..., Path]
@@ -170,6 +171,27 @@ def test_another_process_writes_the_same_bytes(model: Made, stages_done: Path, t
     subprocess.run([sys.executable, "-c", AGAIN, *words], cwd=ROOT, env=environment, check=True, timeout=120)
     for name in (MODEL, MODEL_DATA):
         assert (tmp_path / name).read_bytes() == (stages_done / name).read_bytes(), name
+
+
+def test_a_mask_that_becomes_an_id_moves_one_row_before_attention(tmp_path: Path) -> None:
+    """Gates by state: keys and values of the first layer come before any attention, those of the second after it."""
+    checkpoint, recipe = random_checkpoint("llada", tmp_path), quick_recipe("freeact", (4, 4))
+    states = random_states(checkpoint)
+    write_weights(checkpoint, recipe, tmp_path / "weights", states=states, on_piece=lambda _: None)
+    weights = Weights(tmp_path / "weights")
+    graph = materialise(cached_graph(checkpoint.config, recipe, weights.numbers), weights.all())
+    ids, *rest = (
+        tensor[:1] if tensor.shape[0] == len(states.input_ids) else tensor for tensor in feeds_of(checkpoint, states)
+    )
+    position = int((ids[0] == checkpoint.config.mask_id).nonzero()[1])
+    other = ids.clone()
+    other[0, position] = 5
+    empty = [torch.zeros(1, 2, ids.shape[1], 16) for _ in past_names(2)]
+    start = torch.zeros(1, dtype=torch.long)
+    kept = [graph(given, rest[0], start, *rest[1:], *empty)[-4:] for given in (ids, other)]
+    moved = [(one != two).any(dim=3).any(dim=1)[0] for one, two in zip(*kept, strict=True)]
+    assert [rows.nonzero().flatten().tolist() for rows in moved[:2]] == [[position], [position]]
+    assert all(rows.sum() > 1 for rows in moved[2:])
 
 
 @pytest.fixture
