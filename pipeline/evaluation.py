@@ -92,6 +92,7 @@ def open_model(
     import torch
 
     from pipeline.backends.eager import open_transformer
+    from pipeline.backends.guided import EagerGuided
     from pipeline.backends.score import EagerScore
     from pipeline.models import resolve
     from pipeline.models.checkpoint import load_model, open_checkpoint
@@ -109,7 +110,14 @@ def open_model(
     tokenizer = source.parsed()
     text = source.chat_template
     template = None if text is None else template_of(text, source.special_ids, tokenizer)
-    return TextModel(session, settings, tokenizer, template=template, open_scoring=lambda: EagerScore(model))
+    return TextModel(
+        session,
+        settings,
+        tokenizer,
+        template=template,
+        open_scoring=lambda: EagerScore(model),
+        open_guided=lambda: EagerGuided(model, top_k=settings.top_k),
+    )
 
 
 def evaluate(

@@ -83,8 +83,7 @@ def command(
     asked = _prompts(runner, task, prompts, prompt_length)
     with progress.stage("bench", brief=True) as stage:
         found = benchmark(
-            runner.session,
-            runner.settings,
+            runner.engine,
             asked,
             list(cases_of(options, policies, block_lengths, batch_sizes or (1,))),
             repeats=repeats,

@@ -152,26 +152,28 @@ def summary(case: Case, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def benchmark(
-    session: Session,
-    settings: Settings,
+    engine: Engine,
     prompts: Prompts,
     cases: Sequence[Case],
     *,
     repeats: int = 3,
     on_run: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """All cases by turns, after one that is not counted; `on_run` gets the runs done and to do."""
-    if not prompts:
-        raise UsageFault("there are no prompts to measure with")
-    timed = TimedSession(session)
-    engine = Engine(timed, settings)
+    """All cases by turns, after one that is not counted; `on_run` gets the runs done and to do.
+
+    Raises UsageFault for a case that cannot be; either all cases are guided or none.
+    """
+    if not prompts or not cases:
+        raise UsageFault("there are no prompts, or no cases, to measure")
     for case in cases:
         case.options.check()
+    timed = TimedSession(engine.caches_for(cases[0].options).session)
+    watched = Engine(timed, engine.settings, full_logits=engine.full_logits, open_guided=lambda: timed)
     runs: Mapping[int, list[Run]] = {number: [] for number in range(len(cases))}
     done, total = 0, (repeats + 1) * len(cases)
     for turn in range(repeats + 1):
         for number, case in enumerate(cases):
-            run = measure(engine, timed, prompts, case)
+            run = measure(watched, timed, prompts, case)
             if turn > 0:  # the first one allocates
                 runs[number].append(run)
             done += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backends.backend import Feeds, Floats, Session
 from pipeline.backends.ort import open_session
 from pipeline.errors import EnvironmentFault, InputRefused, UsageFault
-from pipeline.folder import CONFIG, MODEL, SCORE, TOKENIZER, TOKENIZER_CONFIG
+from pipeline.folder import CONFIG, GUIDED, MODEL, SCORE, TOKENIZER, TOKENIZER_CONFIG
 from pipeline.manifest import verify
 from pipeline.runner.chat import ChatTemplate, Message, read_template
 from pipeline.runner.infill import canvas_of
@@ -61,7 +61,8 @@ class TextModel:
     """Session, settings and tokenizer of one model, whatever runs it.
 
     `options` and keywords of `GenerateOptions` say how to generate; without them the model's own defaults hold.
-    `open_scoring` opens the graph that scores and that has whole rows of logits, when it is first needed.
+    `open_scoring` opens the graph that scores and has whole rows of logits, `open_guided` the one of guided requests,
+    when they are first needed.
     """
 
     def __init__(
@@ -72,13 +73,15 @@ class TextModel:
         *,
         template: ChatTemplate | None = None,
         open_scoring: Callable[[], ScoreSession] | None = None,
+        open_guided: Callable[[], Session] | None = None,
     ) -> None:
         self.session = session
         self.settings = settings
         self.tokenizer = tokenizer
         self.template = template
         self.open_scoring = open_scoring
-        self.engine = Engine(session, settings, full_logits=None if open_scoring is None else self._full_logits)
+        full_logits = None if open_scoring is None else self._full_logits
+        self.engine = Engine(session, settings, full_logits=full_logits, open_guided=open_guided)
         self._scoring: ScoreSession | None = None
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
@@ -195,7 +198,7 @@ class TextModel:
         """The graph that scores, opened at the first call; raises UsageFault where there is none."""
         if self._scoring is None:
             if self.open_scoring is None:
-                raise UsageFault("this model cannot score: it was opened without a graph for it; open a bundle")
+                raise UsageFault(f"this model cannot score: it came without {SCORE}; export the bundle again")
             self._scoring = self.open_scoring()
         return self._scoring
 
@@ -265,15 +268,24 @@ class Runner(TextModel):
             raise InputRefused(
                 f"{folder}: the model records {session.top_k} ids a row, {CONFIG} says {settings.top_k}; export again"
             )
-        has_scoring = (folder / SCORE).exists()
 
         def open_scoring() -> ScoreSession:
             from pipeline.backends.score import open_score
 
             return open_score(folder / SCORE, threads=threads)
 
+        def open_pairs() -> Session:
+            from pipeline.backends.guided import open_guided
+
+            return open_guided(folder / GUIDED, threads=threads)
+
         super().__init__(
-            session, settings, tokenizer, template=template, open_scoring=open_scoring if has_scoring else None
+            session,
+            settings,
+            tokenizer,
+            template=template,
+            open_scoring=open_scoring if (folder / SCORE).exists() else None,
+            open_guided=open_pairs,
         )
 
 

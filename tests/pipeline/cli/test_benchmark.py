@@ -59,6 +59,7 @@ def test_prompts_of_a_task(whole_bundle, tmp_path, capsys):
         (["--prompt-length", "95"], "the model takes 96"),
         (["--task", "absent.jsonl"], "absent.jsonl cannot be read"),
         (["--policy", "quota"], "--policies"),
+        (["--guidance", "1"], "lowering.guidance=true"),
     ],
 )
 def test_what_cannot_be_measured(whole_bundle, capsys, words, why):

@@ -98,7 +98,7 @@ def test_cases_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
     seen = []
     cases = list(cases_of(OPTIONS, [], [], [1, 2, 3]))
     found = benchmark(
-        Constant(), SETTINGS, [[1]], cases, repeats=2, on_run=lambda done, total: seen.append((done, total))
+        Engine(Constant(), SETTINGS), [[1]], cases, repeats=2, on_run=lambda done, total: seen.append((done, total))
     )
     assert order == [1, 2, 3] * 3
     assert seen == [(number, 9) for number in range(1, 10)]
@@ -108,7 +108,7 @@ def test_cases_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
 
 def test_without_prompts_there_is_nothing_to_measure():
     with pytest.raises(UsageFault, match="no prompts"):
-        benchmark(Constant(), SETTINGS, [], list(cases_of(OPTIONS, [], [], [1])))
+        benchmark(Engine(Constant(), SETTINGS), [], list(cases_of(OPTIONS, [], [], [1])))
 
 
 def test_random_prompts_are_text_and_always_the_same():

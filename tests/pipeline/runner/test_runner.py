@@ -216,9 +216,14 @@ class TestChat:
                 call(self.MESSAGES)
 
 
+def test_guidance_needs_its_graph(runner):
+    with pytest.raises(UsageFault, match=r"lowering\.guidance=true"):
+        runner.generate(["abc"], guidance=1.0)
+
+
 def test_a_model_without_a_score_graph_cannot_score(runner):
     model = TextModel(runner.session, runner.settings, runner.tokenizer)
-    with pytest.raises(UsageFault, match="cannot score"):
+    with pytest.raises(UsageFault, match=r"score\.onnx"):
         model.score("a", "b")
 
 

@@ -1,0 +1,118 @@
+"""What the cache is worth: speed against the loop without it, and exact match beside it. `python -m bench.runner`
+
+Tokens are counted up to the first end-of-text and the prefill is in the time. Speeds are medians over interleaved
+repeats in one process. Exit 1 where a target is missed.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.record import write_result
+from pipeline.evaluation import Item, read_task, says
+from pipeline.metrics.bootstrap import non_inferior, paired
+from pipeline.metrics.sums import Sums
+from pipeline.models import BUILTIN
+from pipeline.progress import Progress
+from pipeline.recipe_file import load_recipe
+from pipeline.runner import GenerateOptions, Runner, TextModel
+from pipeline.runner.benchmark import Case, benchmark
+from pipeline.stages import export
+
+TASK = Path(__file__).parent.parent / "pipeline" / "tiny" / "held_out.jsonl"
+SPEED_MODEL = "tiny-llada"
+CANVAS = 256
+BLOCK = 32
+LENGTHS = (32, 64)  # of the generated region, for accuracy: one block, and two
+ONE_POINT = 0.01
+MIN_TPF = 2.0
+MIN_CACHED = 2.0  # cached against exact, the same policy at batch 1
+MIN_BATCHED = 4.0  # cached threshold at batch 8 against exact quota at batch 1
+MAX_HOST_MS = 0.3  # a step at batch 8, beyond the passes
+
+QUOTA_EXACT, THRESHOLD_EXACT, QUOTA_CACHED, THRESHOLD_CACHED, BATCHED = range(5)
+
+
+def speed_cases(gen_length: int) -> list[Case]:
+    """In the order of the five names above."""
+    quota = GenerateOptions(gen_length=gen_length, block_length=BLOCK, policy="quota")
+    threshold = replace(quota, policy="threshold")
+    alone = [replace(quota, exact=True), replace(threshold, exact=True), quota, threshold]
+    return [*(Case(options=options, batch_size=1) for options in alone), Case(options=threshold, batch_size=8)]
+
+
+def speed(runner: Runner, items: Sequence[Item], repeats: int) -> dict[str, Any]:
+    """Tokens per second of the five cases on a canvas of 256, their ratios and the host's share."""
+    prompts = [runner.encode(item.prompt) for item in items]
+    gen_length = (CANVAS - max(map(len, prompts))) // BLOCK * BLOCK
+    found = benchmark(runner.engine, prompts, speed_cases(gen_length), repeats=repeats)
+    rates = [case["tokens_per_second"] for case in found["cases"]]
+    ratios = {
+        "cached_threshold_to_exact": rates[THRESHOLD_CACHED] / rates[THRESHOLD_EXACT],
+        "cached_quota_to_exact": rates[QUOTA_CACHED] / rates[QUOTA_EXACT],
+        "batch_8_threshold_to_exact_quota": rates[BATCHED] / rates[QUOTA_EXACT],
+    }
+    host_ms = found["cases"][BATCHED]["host_ms_per_step"]
+    met = (
+        ratios["cached_threshold_to_exact"] >= MIN_CACHED,
+        ratios["cached_quota_to_exact"] >= MIN_CACHED,
+        ratios["batch_8_threshold_to_exact_quota"] >= MIN_BATCHED,
+        host_ms <= MAX_HOST_MS,
+    )
+    return {"gen_length": gen_length, "ratios": ratios, "host_ms_per_step": host_ms, "met": all(met), **found}
+
+
+def accuracy(runner: TextModel, items: Sequence[Item], gen_length: int) -> dict[str, Any]:
+    """Exact match of the cached and of the exact loop on the same problems, the interval of their difference, TPF."""
+    options = GenerateOptions(gen_length=gen_length, block_length=BLOCK)
+    prompts = [item.prompt for item in items]
+    shares = []
+    for each in (replace(options, exact=True), options):
+        answers = runner.generate(prompts, each)
+        shares.append([says(runner, a.text, item.answer) for a, item in zip(answers, items, strict=True)])
+    tpf = sum(answer.result.tpf for answer in answers) / len(answers)
+    exact, cached = (Sums.of_shares(each) for each in shares)
+    interval = paired([exact], [cached])
+    return {
+        "gen_length": gen_length,
+        "count": len(items),
+        "exact": exact.mean,
+        "cached": cached.mean,
+        "difference": vars(interval),
+        "tpf": tpf,
+        "met": non_inferior(interval, ONE_POINT, higher_is_better=True) and tpf >= MIN_TPF,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="rtn-w8a8")
+    parser.add_argument("--count", type=int, default=500, help="problems of the accuracy")
+    parser.add_argument("--prompts", type=int, default=32, help="prompts of the speed")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for model in BUILTIN:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / model
+            export(f"builtin:{model}", folder, load_recipe(options.recipe), validate=False, report=Progress())
+            runner = Runner(folder, options.threads)
+            facts = {"model": model, "recipe": options.recipe, "threads": options.threads}
+            if model == SPEED_MODEL:
+                found = speed(runner, read_task(TASK, options.prompts), options.repeats)
+                rows.append({"what": "speed", **facts, **found})
+            items = read_task(TASK, options.count)
+            rows += [{"what": "accuracy", **facts, **accuracy(runner, items, length)} for length in LENGTHS]
+    for row in rows:
+        print({key: value for key, value in row.items() if key != "cases"})
+    print(write_result("runner", rows))
+    sys.exit(0 if all(row["met"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
