@@ -9,6 +9,7 @@ Everything before the ending is the exported graph's own, so all compute the sam
 weights: their tensors point into the data file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -102,7 +103,7 @@ def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: ir.Shape) -
     value.name, value.type, value.shape = name, ir.TensorType(dtype), shape
 
 
-def _end(graph: ir.Graph, end: ir.Node, nodes: list[ir.Node], outputs: tuple[ir.Value, ...]) -> None:
+def _end(graph: ir.Graph, end: ir.Node, nodes: list[ir.Node], outputs: Sequence[ir.Value]) -> None:
     """Put `nodes` in the place of the ending; what else comes out of the graph stays behind their outputs."""
     kept = [value for value in graph.outputs if value.name not in (*OUTPUTS, LOGITS)]
     graph.outputs[:] = [*outputs, *kept]

@@ -1,6 +1,6 @@
 """Stage validate: prove the ONNX model, fail closed, write validation.json and golden/."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,19 +12,22 @@ from tokenizers import Tokenizer
 from passes.base import run
 from passes.invariants import check_quantized
 from passes.widen_floats import WidenFloats
-from pipeline.backends.backend import Feeds
+from pipeline.backends.backend import Feeds, Session
 from pipeline.backends.eager import EagerSession
+from pipeline.backends.guided import open_guided
 from pipeline.backends.ort import open_session
+from pipeline.backends.score import open_score
 from pipeline.calibration.states import States, builtin_corpus, noised_states
 from pipeline.capture import materialise
 from pipeline.errors import UsageFault, ValidationFailed
-from pipeline.folder import GOLDEN, MODEL, VALIDATION, write_json
+from pipeline.folder import GOLDEN, GUIDED, MODEL, SCORE, VALIDATION, write_json
 from pipeline.lower import lowered_graph, simulated_graph
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.quantize import Weights
 from pipeline.recipe import Recipe, linear_names
 from pipeline.runner.settings import Settings
 from pipeline.validation.cached import CacheCheck, check_cache
+from pipeline.validation.endings import EndingCheck, check_guided, check_scores
 from pipeline.validation.feeds import SWEEP_NOISE, scored_batches, sweep, unbanned
 from pipeline.validation.forced import ForcedModel
 from pipeline.validation.golden import write_golden
@@ -74,14 +77,15 @@ def validate(
     forced = ForcedModel(work / MODEL, graph, longest(feeds), threads=recipe.threads)
     passes = check_passes(reference, candidate, forced, feeds, on_pass=on_pass)
     cache = check_cache(candidate, settings, recipe.validation.seed)
+    endings = check_endings(work, candidate, recipe, settings, node_passes(feeds))
     states = measurement_states(checkpoint, recipe, tokenizer)
     scored = list(scored_batches(settings, states, BATCH))
     canvases = zip(states.batches(BATCH), (batch.feeds for batch in scored), strict=True)
     exact = records(checkpoint, list(canvases), top_k=settings.top_k)
     quality = compare(exact, candidate, scored, unbanned(settings))
     errors = site_errors(checkpoint, recipe, weights, next(states.batches(LAYER_SAMPLES)))
-    report = _report(recipe, nodes, passes, cache, quality, errors)
-    if faults := _faults(recipe, nodes, passes, cache, quality):
+    report = _report(recipe, nodes, passes, cache, endings, quality, errors)
+    if faults := _faults(recipe, nodes, passes, cache, endings, quality):
         raise ValidationFailed(
             f"{'; '.join(faults)}; nothing was published. {_advice(checkpoint, recipe, errors)}publish it unvalidated "
             "with --validate off"
@@ -89,6 +93,18 @@ def validate(
     write_golden(work / GOLDEN, candidate, graph, settings, recipe.validation.seed)
     write_json(work / VALIDATION, report)
     return report
+
+
+def check_endings(
+    work: Path, exported: Session, recipe: Recipe, settings: Settings, feeds: Sequence[Feeds]
+) -> dict[str, EndingCheck]:
+    """The graphs beside model.onnx, by file name."""
+    scorer, seed = open_score(work / SCORE, threads=recipe.threads), recipe.validation.seed
+    checks = {SCORE: check_scores(exported, scorer, settings, feeds, seed)}
+    if recipe.lowering.guidance:
+        guided = open_guided(work / GUIDED, threads=recipe.threads)
+        checks[GUIDED] = check_guided(guided, scorer, settings, feeds, seed)
+    return checks
 
 
 def settings_of(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer) -> Settings:
@@ -140,6 +156,7 @@ def _report(
     nodes: list[NodeCheck],
     passes: PassCheck,
     cache: CacheCheck,
+    endings: Mapping[str, EndingCheck],
     quality: Quality,
     errors: dict[str, float],
 ) -> dict[str, Any]:
@@ -156,6 +173,10 @@ def _report(
             "against": "the same ops in torch",
         },
         "cache": {**asdict(cache), "against": "full passes on equal ids"},
+        "endings": {
+            name: {**asdict(check), "against": "the exported graph's rows of logits, in torch"}
+            for name, check in endings.items()
+        },
         "quality": {
             **asdict(quality),
             "nll_increase": quality.nll_increase,
@@ -168,7 +189,12 @@ def _report(
 
 
 def _faults(
-    recipe: Recipe, nodes: list[NodeCheck], passes: PassCheck, cache: CacheCheck, quality: Quality
+    recipe: Recipe,
+    nodes: list[NodeCheck],
+    passes: PassCheck,
+    cache: CacheCheck,
+    endings: Mapping[str, EndingCheck],
+    quality: Quality,
 ) -> list[str]:
     limits = recipe.validation
     faults = [f"node {check.node} ({check.op}) differs from its reference" for check in nodes if not check.passed]
@@ -181,6 +207,12 @@ def _faults(
         faults.append(
             f"passes over windows differ from those over whole canvases by {cache.largest:.2g} on equal ids, expected 0"
         )
+    faults += [
+        f"{name} differs from {MODEL} in {check.differing} ids and logits, in what sums up a row by "
+        f"{check.largest:.2g} (tolerance {check.tolerance:.2g})"
+        for name, check in endings.items()
+        if not check.right
+    ]
     if not passes.free_agreement >= limits.min_free_agreement:
         faults.append(
             f"best ids of ONNX Runtime and torch agree in {passes.free_agreement:.4f} of {passes.rows} random rows, "

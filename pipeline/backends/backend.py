@@ -75,6 +75,11 @@ class Session(Protocol):
         """Whether passes can keep keys and values; else `allocate` raises ValueError."""
         ...
 
+    @property
+    def guided(self) -> bool:
+        """Whether every pass needs `guidance`; a session that does not raises ValueError for it."""
+        ...
+
     def allocate(self, batch: int, slots: int) -> Cache:
         """An empty cache; raises WillNotFit when the memory is too small."""
         ...

@@ -48,6 +48,7 @@ class GuidedSession:
     """`guided.onnx`, opened: every pass needs `guidance` and `promptless_ids`."""
 
     cached = True
+    guided = True
 
     def __init__(self, pairs: Session) -> None:
         self.pairs = pairs
