@@ -12,7 +12,8 @@ import torch
 
 from pipeline.backends.backend import Feeds
 from pipeline.calibration.states import States
-from pipeline.runner.loop import BANNED, logit_bias
+from pipeline.runner.eos import BANNED
+from pipeline.runner.loop import logit_bias
 from pipeline.runner.settings import Settings
 
 SWEEP_BATCHES = (1, 3)
