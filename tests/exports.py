@@ -29,8 +29,8 @@ QUICK = (
     "generation.block_length=6",
 )
 RECIPES: dict[str, tuple[str, ...]] = {
-    "fp16": (),
-    "rtn-w8a8": (),
+    "fp16": ("lowering.guidance=true",),
+    "rtn-w8a8": ("lowering.guidance=true",),
     "rtn-w4a16": ("linear.w_group=32",),
     "rtn-w4a4": (),
 }

@@ -97,7 +97,7 @@ class Batch:
 
         def row_logits(b: int, r: int) -> Floats:
             one = blocks.places[b : b + 1]
-            given = rows.rows(one, rows.length[one], blocks.positions[b : b + 1], guided=False)
+            given = rows.rows(one, rows.length[one], blocks.positions[b : b + 1], guided=self.terms.guided)
             return full_logits(full_feeds(given, rows.window.shift, self.terms), 0, r)
 
         return row_logits

@@ -25,8 +25,8 @@ from pipeline.runner.window import Terms
 class Engine:
     """A session that answers any number of requests; what its caches need is allocated once.
 
-    `full_logits` answers for tokens beyond the top-K; without it, and under guidance, draws stay inside, see
-    `sampling.propose`. `open_guided` opens the session of guided requests when the first one comes.
+    `full_logits` answers for tokens beyond the top-K; without it draws stay inside, see `sampling.propose`.
+    `open_guided` opens the session of guided requests when the first one comes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Engine:
             options,
             caches,
             terms,
-            full_logits=None if terms.guided else self.full_logits,
+            full_logits=self.full_logits,
             decode=decode,
         )
         trusted = False

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.backends.backend import Feeds, Floats, Ids
+from pipeline.backends.guided import paired
 from pipeline.backends.score import ScoreSession
 from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.runner.loop import logit_bias
@@ -150,15 +151,24 @@ def batch_feeds(ids: Ids, pieces: Sequence[Piece], settings: Settings) -> tuple[
 
 
 def row_logits(session: ScoreSession, feeds: Feeds, row: int, head_row: int) -> Floats:
-    """The biased logits [V] of one head row of a full pass, for a draw that its record does not hold."""
+    """The biased logits [V] of one head row of a full pass, for a draw that its record does not hold; guided if it is."""
     one = slice(row, row + 1)
-    alone = Feeds(
+    strength, promptless = feeds.guidance, feeds.promptless_ids
+    alone = replace(
+        feeds,
         input_ids=feeds.input_ids[one],
         position_ids=feeds.position_ids[one],
         kv_len=feeds.kv_len[one],
         head_index=feeds.head_index[one, head_row : head_row + 1],
-        logit_bias=feeds.logit_bias,
         inv_temp=feeds.inv_temp[one],
+        guidance=None if strength is None else strength[one],
+        promptless_ids=None if promptless is None else promptless[one],
     )
-    logits: Floats = session.logits(alone)[0, 0]
-    return logits
+    if strength is None:
+        logits: Floats = session.logits(alone)[0, 0]
+        return logits
+    # The bias comes last: a ban is so large that a difference of two banned logits is noise.
+    pair = session.logits(replace(paired(alone), logit_bias=np.zeros_like(feeds.logit_bias), guidance=None))
+    with_prompt, without = pair[:, 0]
+    combined: Floats = with_prompt + strength[row] * (with_prompt - without) + feeds.logit_bias
+    return combined

@@ -10,8 +10,11 @@ import torch
 from pipeline.backends.backend import Feeds, FullPasses, Record
 from pipeline.backends.eager import open_transformer
 from pipeline.backends.guided import EagerGuided, GuidedSession, PairCache, open_guided, paired
-from pipeline.errors import UsageFault
-from pipeline.folder import GUIDED
+from pipeline.backends.ort import open_session
+from pipeline.errors import InputRefused, UsageFault
+from pipeline.folder import GUIDED, MODEL, SCORE
+from pipeline.runner import read_settings
+from pipeline.validation.feeds import sweep
 from tests.pipeline.random_models import MASK, V, tiny
 
 STRENGTH = np.array([0.0, 0.5, 2.0], np.float32)
@@ -148,3 +151,68 @@ def test_what_does_not_fit_is_a_fault() -> None:
 def test_a_bundle_without_guidance_says_so(tmp_path) -> None:
     with pytest.raises(UsageFault, match=r"exported without guidance; .* lowering\.guidance=true"):
         open_guided(tmp_path / GUIDED)
+
+
+@pytest.fixture(scope="module")
+def bundle(exported):
+    """Of a shifted model, exported with guidance."""
+    return exported("fp16", "dream")
+
+
+def test_a_window_of_pairs_equals_the_whole_canvas(bundle) -> None:
+    """Bit for bit, in any rows of a cache, each request with a window of its own."""
+    session = open_guided(bundle / GUIDED, threads=1)
+    draw, count = np.random.default_rng(2), 16
+    ids = draw.integers(0, 300, (3, 48))
+    starts = np.array([32, 0, 13])
+    positions = starts[:, None] + np.arange(count)
+    whole = Feeds(
+        input_ids=ids,
+        position_ids=np.tile(np.arange(48), (3, 1)),
+        kv_len=np.array([48, 30, 41]),
+        head_index=positions,
+        logit_bias=np.zeros(read_settings(bundle / "config.json").embedding_size, np.float32),
+        inv_temp=np.ones(3, np.float32),
+        guidance=STRENGTH,
+        promptless_ids=np.where(np.arange(48) < 9, 3, ids),
+    )
+    window = replace(
+        whole,
+        input_ids=np.take_along_axis(ids, positions, axis=1),
+        position_ids=positions,
+        head_index=np.tile(np.arange(count), (3, 1)),
+        promptless_ids=np.take_along_axis(whole.promptless_ids, positions, axis=1),
+        write_start=starts,
+    )
+    expected = session.run(whole).as_dict()
+    cache = session.allocate(5, 64)
+    session.run(whole, cache, first_row=1)
+    session.run(replace(window, input_ids=window.promptless_ids[:, ::-1].copy()), cache, first_row=1)
+    for name, array in session.run(window, cache, first_row=1).as_dict().items():
+        assert np.array_equal(array, expected[name]), name
+    for row in range(3):
+        one = {
+            name: array[row : row + 1]
+            for name, array in vars(window).items()
+            if isinstance(array, np.ndarray) and name != "logit_bias"
+        }
+        for name, array in session.run(replace(window, **one), cache, first_row=1 + row).as_dict().items():
+            assert np.array_equal(array[0], expected[name][row]), name
+
+
+def test_without_strength_the_exported_graph_answers(bundle) -> None:
+    session, plain = open_guided(bundle / GUIDED, threads=1), open_session(bundle / MODEL, threads=1)
+    for feeds in sweep(read_settings(bundle / "config.json"), 3):
+        nothing = np.zeros(len(feeds.kv_len), np.float32)
+        found = session.run(replace(feeds, guidance=nothing, promptless_ids=np.roll(feeds.input_ids, 1, axis=1)))
+        for name, array in plain.run(feeds).as_dict().items():
+            np.testing.assert_allclose(getattr(found, name), array, rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+def test_a_graph_of_rows_is_no_graph_of_pairs(bundle, tmp_path) -> None:
+    with pytest.raises(InputRefused, match=r"has no input guidance"):
+        open_guided(bundle / MODEL, threads=1)
+    with pytest.raises(ValueError, match=r"this graph is not guided"):
+        open_session(bundle / MODEL, threads=1).run(guided_feeds(tiny(shifted=True)))
+    with pytest.raises(InputRefused, match=r"has inputs"):
+        open_guided(bundle / SCORE, threads=1)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_tests
 from hypothesis import strategies as st
 
+from pipeline.backends.guided import EagerGuided
 from pipeline.backends.score import EagerScore
 from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.metrics.choices import Question, option_bits
@@ -188,6 +189,24 @@ def test_one_row_of_a_pass(shifted: bool) -> None:
         np.testing.assert_allclose(alone, whole[row, head_row], rtol=1e-5, atol=1e-5)
         assert (alone[[MASK, *range(30, V)]] < -1e8).all()
         assert EOS >= 30
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
+def test_one_row_of_a_guided_pass(shifted: bool) -> None:
+    """Its best logits are those that the guided record keeps."""
+    model, *_, settings = probes(shifted=shifted)
+    ids = scored_canvas(ids_of("abc"), ids_of("defgh"), settings)
+    masks = [tuple(3 + place for place in mask) for mask in stratified_masks(5, 3, random.Random(0))]
+    plain, _ = batch_feeds(ids, next(batches(masks, V, 3)), settings)
+    promptless = np.where(np.arange(plain.input_ids.shape[1]) < 3, MASK, plain.input_ids)
+    feeds = replace(plain, guidance=np.array([0.0, 0.5, 2.0], np.float32), promptless_ids=promptless)
+    record = EagerGuided(model, top_k=6).run(feeds)
+    for row, head_row in [(0, 0), (1, 2), (2, 1)]:
+        logits = row_logits(EagerScore(model), feeds, row, head_row)
+        ids_kept = record.top_ids[row, head_row]
+        np.testing.assert_allclose(logits[ids_kept], record.top_logits[row, head_row], rtol=1e-5, atol=1e-4)
+        assert np.delete(logits, ids_kept).max() <= logits[ids_kept[-1]] + 1e-4
+        assert logits[MASK] < -1e8
 
 
 def test_a_closed_session_scores_nothing() -> None:
