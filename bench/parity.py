@@ -73,7 +73,10 @@ def partings(
     options: GenerateOptions,
     batch_size: int = 32,
 ) -> list[Parting]:
-    """Every prompt whose generated ids differ, and why; greedy decoding with the threshold policy in one block."""
+    """Every prompt whose generated ids differ, and why; greedy decoding with the threshold policy in one block.
+
+    Without a cache: torch has none, and what was kept from earlier passes would be another reason to part.
+    """
     results = [generate(session, settings, prompts, options, batch_size=batch_size) for session in (first, second)]
     different = [i for i, (a, b) in enumerate(zip(*results, strict=True)) if a.ids != b.ids]
     return [_explain(first, second, settings, prompts[i], options, i) for i in different]
@@ -124,7 +127,7 @@ def measure(model: str, recipe_name: str, count: int) -> dict[str, Any]:
     settings = Settings.of_model(checkpoint.config)
     text = TextModel(simulated, settings, source.parsed())
     prompts = [text.encode(problem.prompt) for problem in held_out(count)]
-    found = partings(simulated, runtime, settings, prompts, GenerateOptions())
+    found = partings(simulated, runtime, settings, prompts, GenerateOptions(exact=True))
     return {
         "model": model,
         "recipe": recipe_name,

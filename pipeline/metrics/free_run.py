@@ -1,7 +1,7 @@
 """One generation over many prompts: what was written and when, which is all that two of them are compared by."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.backends.backend import Session
@@ -31,8 +31,8 @@ def free_run(
     *,
     batch_size: int = 32,
 ) -> FreeRun:
-    """Generate from every prompt; draws are keyed by its place in `prompts`."""
-    results = generate(session, settings, prompts, options, batch_size=batch_size)
+    """Generate from every prompt, without a cache, which torch has none of; draws are keyed by its place in `prompts`."""
+    results = generate(session, settings, prompts, replace(options, exact=True), batch_size=batch_size)
     return FreeRun(
         ids=tuple(tuple(result.region) for result in results),
         # Whatever an end-of-text fills behind itself is of the last step.
