@@ -31,7 +31,7 @@ def free_run(
     *,
     batch_size: int = 32,
 ) -> FreeRun:
-    """Generate from every prompt, without a cache, which torch has none of; draws are keyed by its place in `prompts`."""
+    """Generate from every prompt, without a cache since torch has none; draws are keyed by its place in `prompts`."""
     results = generate(session, settings, prompts, replace(options, exact=True), batch_size=batch_size)
     return FreeRun(
         ids=tuple(tuple(result.region) for result in results),
