@@ -67,6 +67,8 @@ def test_a_saved_folder_becomes_a_bundle_that_runs(
     expected = {name: head.get(name, 0) + layers * per_block.get(name, 0) for name in head.keys() | per_block.keys()}
     assert facts["status"] == "validated"
     assert facts["graph"]["dllmc_nodes"] == expected
+    cache = json.loads((bundle / "validation.json").read_text())["cache"]
+    assert (cache["passes"], cache["largest"]) == (9, 0.0)
     complete = facts["completeness"]
     assert complete["tensors_used"] == complete["tensors_total"]
     assert complete["linears_total"] == 4 * layers

@@ -24,6 +24,7 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe, parse_recipe
 from pipeline.runner.settings import Settings
 from pipeline.validation import feeds
+from pipeline.validation.cached import CacheCheck
 from pipeline.validation.forced import Comparison
 from pipeline.validation.passes import PassCheck, check_passes
 from pipeline.validation.quality import Quality
@@ -75,6 +76,7 @@ def test_a_right_file_is_proved(output: Path, prove: Callable[..., dict[str, Any
     assert report["passes"]["passes"] == 12
     assert report["passes"]["not_finite"] == 0
     assert report["passes"]["largest"] <= report["passes"]["tolerance"]
+    assert (report["cache"]["passes"], report["cache"]["largest"]) == (9, 0.0)
     assert report["quality"]["tokens"] >= 8
     assert list(report["layers"].values()) == sorted(report["layers"].values(), reverse=True)
 
@@ -193,6 +195,16 @@ def test_nan_is_beyond_every_limit(
     values = {"tokens": 9, "reference_nll": 1.0, "nll": 1.0, "agreement": 1.0, field: float("nan")}
     monkeypatch.setattr(module, "compare", lambda *a, **k: Quality(**values))
     with pytest.raises(ValidationFailed, match="nan"):
+        prove()
+    assert nothing_proved(output)
+
+
+@pytest.mark.parametrize("largest", [1e-7, float("inf"), float("nan")])
+def test_a_window_that_differs_from_the_whole_is_a_fault(
+    output: Path, prove: Callable[..., dict[str, Any]], largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "check_cache", lambda *_: CacheCheck(passes=9, largest=largest))
+    with pytest.raises(ValidationFailed, match="passes over windows differ from those over whole canvases by"):
         prove()
     assert nothing_proved(output)
 
