@@ -88,19 +88,25 @@ def test_host_time_is_what_no_pass_took():
 
 
 def test_cases_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
-    order = []
+    order, counted = [], []
+
+    def count(case, runs):
+        counted.append(len(runs))
+        return case.facts()
 
     def watch(engine, session, prompts, case):
         order.append(case.batch_size)
         return measure(engine, session, prompts, case)
 
     monkeypatch.setattr("pipeline.runner.benchmark.measure", watch)
+    monkeypatch.setattr("pipeline.runner.benchmark.summary", count)
     seen = []
     cases = list(cases_of(OPTIONS, [], [], [1, 2, 3]))
     found = benchmark(
         Engine(Constant(), SETTINGS), [[1]], cases, repeats=2, on_run=lambda done, total: seen.append((done, total))
     )
     assert order == [1, 2, 3] * 3
+    assert counted == [2, 2, 2]
     assert seen == [(number, 9) for number in range(1, 10)]
     assert [case["batch_size"] for case in found["cases"]] == [1, 2, 3]
     assert (found["prompts"], found["prompt_tokens"], found["repeats"]) == (1, 1, 2)

@@ -136,6 +136,14 @@ class TestStream:
         assert "".join(event.text for event in events if isinstance(event, Piece)) == last.text
         assert last.text == whole.text[: whole.text.index(stop)]
 
+    def test_what_could_begin_a_stop_text_is_said_at_the_end(self, runner):
+        (whole,) = runner.generate(["hello"], **self.OPTIONS)
+        *events, last = runner.stream("hello", **self.OPTIONS, stop=(f"{whole.text[-1]}?",))
+        pieces = [event.text for event in events if isinstance(event, Piece)]
+        assert "".join(pieces) == last.text == whole.text
+        assert pieces[-1] == whole.text[-len(pieces[-1]) :]
+        assert isinstance(events[-1], Piece)
+
     def test_closing_it_cancels(self, runner, monkeypatch):
         (before,) = runner.generate(["hello"], **self.OPTIONS)
         passes = []
