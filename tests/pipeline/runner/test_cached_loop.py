@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ValidationFailed
 from pipeline.runner import Block, Done, Engine, GenerateOptions, Request, Step, denoise, generate
+from pipeline.runner.schedule import BRIDGE
 from tests.pipeline.runner.stale_model import EOS, LETTERS, MASK, SETTINGS, StaleModel, decode
 
 OPTIONS = GenerateOptions(gen_length=40, block_length=8, threshold=0.6)
@@ -106,13 +107,19 @@ def test_rows_share_calls_and_a_free_place_is_taken_at_once():
 
 def test_places_beside_a_row_are_computed_only_where_nothing_is_lost():
     """The hole that a finished row leaves is bridged in block passes, never in full ones."""
-    model = StaleModel(often=4)
-    prompts = prompts_of(4, 5)
-    results = generate(model, SETTINGS, prompts, OPTIONS, batch_size=5)
-    assert [r.region for r in results] == [decode(p, OPTIONS, often=4).region for p in prompts]
+    model = StaleModel(often=12)
+    options, prompts = replace(OPTIONS, policy="quota"), prompts_of(5, 6)
+    results = generate(model, SETTINGS, prompts, options, batch_size=6)
+    assert [r.region for r in results] == [decode(p, options, often=12).region for p in prompts]
     idle = [(call.full, int((call.feeds.kv_len == 1).sum())) for call in model.calls]
     assert all(count == 0 for full, count in idle if full)
     assert any(count for _, count in idle)
+    holes = [
+        after.first_row - before.first_row - len(before.feeds.kv_len)
+        for before, after in pairwise(model.calls)
+        if before.full and after.full
+    ]
+    assert any(0 < hole <= BRIDGE for hole in holes), "no full pass ever had a hole"
 
 
 def test_a_thousand_requests_take_the_memory_of_a_few():
@@ -156,12 +163,14 @@ def test_a_cache_that_a_fault_left_is_not_used_again():
 
     def bad(feeds, cache=None, *, first_row=0):
         record = good(feeds, cache, first_row=first_row)
-        return replace(record, tail=record.tail * np.nan)
+        return replace(record, tail=record.tail * np.nan) if len(model.calls) == 3 else record
 
     model.run = bad
     with pytest.raises(ValidationFailed, match="NaN"):
         list(engine.run([Request(ids=[1])], OPTIONS))
     assert engine.caches.idle == []
+    list(engine.run([Request(ids=[1])], OPTIONS))
+    assert (len(engine.caches.idle), len(model.allocated)) == (1, 2)
 
 
 def test_a_request_may_be_cancelled_while_others_go_on():
@@ -237,6 +246,9 @@ def test_a_stop_text_ends_a_row_where_nothing_before_it_is_open():
         assert after.ids == before.ids[:at]
         assert after.nfe <= before.nfe
     assert found[0].finish_reason == "stop"
+    behind = replace(OPTIONS, stop=(letters([EOS]),))
+    ended = denoise(Engine(StaleModel(often=5), SETTINGS), requests, behind, decode=letters)
+    assert {result.finish_reason for result in ended} == {"eos"}, "an end-of-text is no text"
     with pytest.raises(ValueError, match="decodes"):
         denoise(engine, requests, options)
 

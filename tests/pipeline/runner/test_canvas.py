@@ -222,8 +222,8 @@ def test_a_place_is_used_again_without_a_trace():
     cancelled = row.result()
     assert (cancelled.ids, cancelled.region) == ([9], [9, MASK, MASK, 9, *[MASK] * 4])
     assert row.canvases.free_place() == 1
-    row.canvases.admit(1, Request(ids=[6], request=5))
-    assert row.open == list(range(1, 9))
-    assert row.canvases.ids[1].tolist()[9:] == [SETTINGS.pad_id] * (row.canvases.ids.shape[1] - 9)
+    row.canvases.admit(1, Request(ids=[6] * 28, request=5))
+    assert row.open == list(range(28, 36))
+    assert row.canvases.ids[1].tolist()[36:] == [SETTINGS.pad_id] * (row.canvases.ids.shape[1] - 36)
     result = row.result()
     assert (result.request, result.nfe, set(result.step_map), set(result.logprobs)) == (5, 0, {0}, {0.0})
