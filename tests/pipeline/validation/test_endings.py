@@ -82,6 +82,12 @@ def test_what_is_wrong_is_found(fault: str) -> None:
     assert not check(Wrong(fault)).right
 
 
+def test_ids_and_logits_of_the_record_are_counted() -> None:
+    moved = check(Wrong("the best logit moved"))
+    assert 1 <= moved.differing <= moved.passes * 8  # one row of each pass, 4 ids and 4 logits
+    assert check(Wrong("likelihoods moved")).differing == 0
+
+
 class WrongGuided(EagerGuided):
     """Right but for one thing."""
 
