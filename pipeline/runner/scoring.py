@@ -151,7 +151,7 @@ def batch_feeds(ids: Ids, pieces: Sequence[Piece], settings: Settings) -> tuple[
 
 
 def row_logits(session: ScoreSession, feeds: Feeds, row: int, head_row: int) -> Floats:
-    """The biased logits [V] of one head row of a full pass, for draws that its record does not hold; guided if it is."""
+    """Biased logits [V] of one head row of a full pass, for draws that its record does not hold; guided if it is."""
     one = slice(row, row + 1)
     strength, promptless = feeds.guidance, feeds.promptless_ids
     alone = replace(
