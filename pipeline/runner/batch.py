@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from pipeline.runner.monitor import Monitor
 from pipeline.runner.passes import Passes
 from pipeline.runner.policies import DRAWN, POLICIES, WARM
 from pipeline.runner.results import Block, Done, Event, Request, Result, Step
-from pipeline.runner.rules import Cut, penalise, restrict, stop_at
-from pipeline.runner.sampling import PLACE, Proposal, RowLogits, keyed_draws, propose
+from pipeline.runner.rules import Cut, penalise, penalised_rows, restrict, stop_at
+from pipeline.runner.sampling import PLACE, Proposal, RowLogits, keyed_draws, propose, settle
 from pipeline.runner.settings import GenerateOptions, Settings
 from pipeline.runner.window import Terms, full_feeds
 
@@ -73,10 +74,12 @@ class Batch:
         record = self.passes.run(blocks)
         if not (np.isfinite(record.tail).all() and np.isfinite(record.top_logits).all()):
             raise ValidationFailed("the model produced NaN or infinite logits; its bundle cannot be trusted")
-        row_logits = self._row_logits(blocks)
-        record = self._ruled(record, blocks, row_logits)
-        proposal, draws = self._propose(record, blocks, row_logits)
-        picks = self._pick(proposal, draws, blocks)
+        ruled, row_logits = self._ruled(record, blocks)
+        draws = self._draws(blocks)
+        proposal, picks = settle(
+            lambda wanted: self._propose(ruled, draws, row_logits, wanted),
+            lambda proposal: self._pick(proposal, draws, blocks),
+        )
         ids, log_probability, final = proposal.ids, proposal.log_probability, np.ones(len(picks), dtype=bool)
         if self.options.edit is not None:
             replaced = self._edit(record, blocks)
@@ -95,6 +98,7 @@ class Batch:
         if full_logits is None:
             return None
 
+        @cache  # a token that is picked late is asked for with those before it
         def row_logits(b: int, r: int) -> Floats:
             one = blocks.places[b : b + 1]
             given = rows.rows(one, rows.length[one], blocks.positions[b : b + 1], guided=self.terms.guided)
@@ -102,47 +106,48 @@ class Batch:
 
         return row_logits
 
-    def _ruled(self, record: Record, blocks: Blocks, row_logits: RowLogits | None) -> Record:
-        """The record under repetition penalty and allowed ids."""
-        rows, options = self.canvases, self.options
+    def _ruled(self, record: Record, blocks: Blocks) -> tuple[Record, RowLogits | None]:
+        """The record, and whole rows, under repetition penalty and allowed ids; for open rows only."""
+        rows, options, row_logits = self.canvases, self.options, self._row_logits(blocks)
         if options.repetition_penalty != 1.0:
-            seen = [rows.written(place) for place in blocks.places.tolist()]
+            penalty, seen = options.repetition_penalty, [rows.written(place) for place in blocks.places.tolist()]
+            if row_logits is not None:
+                row_logits = penalised_rows(row_logits, seen, penalty)
             record = penalise(
                 record,
                 seen,
-                options.repetition_penalty,
+                penalty,
                 temperature=options.temperature,
                 row_logits=row_logits,
                 wanted=blocks.masked,
             )
-        if not self.restricted:
-            return record
-        allowed = {(b, r): ids for b, place in enumerate(blocks.places.tolist()) for r, ids in rows.allowed(place)}
-        if allowed:
+        if self.restricted:
+            allowed = {(b, r): ids for b, place in enumerate(blocks.places.tolist()) for r, ids in rows.allowed(place)}
             record = restrict(record, allowed, temperature=options.temperature, row_logits=row_logits)
-        return record
+        return record, row_logits
 
-    def _propose(self, record: Record, blocks: Blocks, row_logits: RowLogits | None) -> tuple[Proposal, Scores | None]:
+    def _draws(self, blocks: Blocks) -> Scores | None:
         rows, options, places = self.canvases, self.options, blocks.places
-        draws = None
-        if options.temperature > 0 or self.drawn:
-            draws = keyed_draws(
-                seed=options.seed,
-                requests=[rows.request_of(place).request for place in places.tolist()],
-                steps=rows.step[places].tolist(),
-                starts=blocks.positions[:, 0].tolist(),
-                rows=rows.width,
-            )
-        proposal = propose(
+        if options.temperature == 0 and not self.drawn:
+            return None
+        return keyed_draws(
+            seed=options.seed,
+            requests=[rows.request_of(place).request for place in places.tolist()],
+            steps=rows.step[places].tolist(),
+            starts=blocks.positions[:, 0].tolist(),
+            rows=rows.width,
+        )
+
+    def _propose(self, record: Record, draws: Scores | None, row_logits: RowLogits | None, wanted: Picks) -> Proposal:
+        return propose(
             record,
-            temperature=options.temperature,
-            top_p=options.top_p,
+            temperature=self.options.temperature,
+            top_p=self.options.top_p,
             warm=self.warm,
             draws=draws,
             row_logits=row_logits,
-            wanted=blocks.masked,
+            wanted=wanted,
         )
-        return proposal, draws
 
     def _pick(self, proposal: Proposal, draws: Scores | None, blocks: Blocks) -> Picks:
         """The masked positions to commit now, at least one of each row that has one [B, R]."""
@@ -176,9 +181,13 @@ class Batch:
     def _edit(self, record: Record, blocks: Blocks) -> Picks:
         """Written positions of the block to write again."""
         assert self.options.edit is not None
-        index = blocks.places[:, None], blocks.positions
-        written = blocks.inside & ~blocks.masked & (self.canvases.step_map[index] > 0)
-        return edits(record, self.canvases.ids[index], written, self.options.edit)
+        rows, index = self.canvases, (blocks.places[:, None], blocks.positions)
+        written = blocks.inside & ~blocks.masked & (rows.step_map[index] > 0)
+        if self.restricted:  # what a request restricts is not written again
+            for b, place in enumerate(blocks.places.tolist()):
+                kept = list(rows.request_of(place).allowed)
+                written[b] &= ~np.isin(blocks.positions[b] - rows.start[place], kept)
+        return edits(record, rows.ids[index], written, self.options.edit)
 
     def _events(
         self, blocks: Blocks, picks: Picks, log_probability: Scores, settled: dict[int, tuple[int, int]]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.backends.backend import OUTPUTS, Ids, Record
+from pipeline.backends.backend import OUTPUTS, Floats, Ids, Record
 from pipeline.errors import UsageFault
 from pipeline.runner.candidates import Picks, Scores
 from pipeline.runner.eos import BANNED
@@ -32,8 +35,8 @@ def penalise(
     """The record after dividing positive and multiplying negative logits of `seen` ids by `penalty` (arXiv 1909.05858).
 
     seen: for each row of the batch the ids that count as repeated. Beyond the top-K they keep their weight; only where
-    a better id than the penalised best may hide there, `row_logits` is asked, and for `wanted` [B, R] head rows only
-    (None: all): in a committed row the penalty falls on what it holds.
+    a better id than the penalised best may hide there, `row_logits` (of `penalised_rows`) is asked, and for `wanted`
+    [B, R] head rows only (None: all): in a committed row the penalty falls on what it holds.
     """
     ids, inverse = record.top_ids, inverse_of(temperature)
     repeated = np.stack([np.isin(row, known) for row, known in zip(ids, seen, strict=True)])
@@ -47,10 +50,20 @@ def penalise(
     hidden = np.maximum(last, _penalised(last, penalty)) > changed.max(axis=-1)
     if row_logits is not None:
         for b, r in np.argwhere(hidden if wanted is None else hidden & wanted):
-            whole = row_logits(int(b), int(r)).astype(np.float64)
-            whole[seen[b]] = _penalised(whole[seen[b]], penalty)
-            _put(made, int(b), int(r), whole, inverse)
+            _put(made, int(b), int(r), row_logits(int(b), int(r)).astype(np.float64), inverse)
     return made
+
+
+def penalised_rows(row_logits: RowLogits, seen: Sequence[Ids], penalty: float) -> RowLogits:
+    """Whole rows under the same penalty, each asked for once."""
+
+    @cache
+    def rows(b: int, r: int) -> Floats:
+        logits = row_logits(b, r).copy()
+        logits[seen[b]] = _penalised(logits[seen[b]], penalty)
+        return logits
+
+    return rows
 
 
 def restrict(
@@ -89,7 +102,7 @@ def restrict(
     return made
 
 
-def _penalised(logits: Scores, penalty: float) -> Scores:
+def _penalised(logits: npt.NDArray[Any], penalty: float) -> npt.NDArray[Any]:
     return np.where(logits > 0, logits / penalty, logits * penalty)
 
 

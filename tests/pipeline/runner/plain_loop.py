@@ -133,13 +133,15 @@ def decode(
         steps = max(1, total * (e - start) // gen - total * (s - start) // gen)
         step = extra = 0
         while True:
-            rows = penalised(logits_of(x), [i for i in x[start:] if i not in (mask, eos)], options.repetition_penalty)
+            clean = logits_of(x)
+            rows = penalised(clean, [i for i in x[start:] if i not in (mask, eos)], options.repetition_penalty)
             if options.eos == "forbid":
                 rows[:, eos] = -np.inf
             draws = uniform(seed=options.seed, request=request, step=passes, start=s, rows=e - s, columns=3)[:, 1]
             block = [look(j, rows[j], options, draws[j - s]) for j in range(s, e)]
             masks = [seen for seen in block if x[seen.position] == mask]
-            changes = edited(block, x, mask, options)
+            # The penalty would fall on what a written position holds.
+            changes = edited([look(j, clean[j], options, 0.0) for j in range(s, e)], x, mask, options)
             if masks:
                 quota = (e - s) // steps + (step < (e - s) % steps)
                 changes += choose(masks, options, eos, step, steps, quota)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from pipeline.backends.eager import open_transformer
+from pipeline.backends.eager import open_transformer, transformer_graph
 from pipeline.runner import GenerateOptions, Settings, generate
+from pipeline.runner.loop import Engine, denoise
 from pipeline.runner.policies import POLICIES
+from pipeline.runner.results import Request
 from tests.pipeline.random_models import EOS, MASK, V, prompts_of, tiny
 from tests.pipeline.runner.plain_loop import decode
 
@@ -74,6 +76,37 @@ def test_edits_are_those_of_the_plain_loop(tau, shifted):
     options = GenerateOptions(gen_length=16, block_length=8, threshold=0.3, edit=tau, exact=True)
     results = assert_same(options, shifted=shifted)
     assert any(result.nfe > 16 for result in results) or tau > 0.5
+
+
+@FAMILIES
+def test_a_penalty_edits_nothing_away(shifted):
+    options = GenerateOptions(
+        gen_length=16, block_length=8, threshold=0.3, edit=0.5, repetition_penalty=1.6, exact=True
+    )
+    assert_same(options, shifted=shifted, count=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "maskgit"}, {"policy": "random"}], ids=str)
+def test_two_logits_a_row_draw_what_all_of_them_draw(options):
+    """The draws are equal and so is the order in which tokens share them; only where the tokens are kept differs."""
+    model, prompts = tiny(shifted=True), prompts_of(seed=4, count=5)
+    whole, asked = transformer_graph(model, top_k=1), []
+
+    def full_logits(feeds, row, head_row):
+        asked.append(row)
+        with torch.inference_mode():
+            logits = whole(*(torch.from_numpy(array) for array in feeds.as_dict().values()))[5]
+        return logits[row, head_row].numpy() + feeds.logit_bias
+
+    wanted = GenerateOptions(gen_length=16, block_length=8, temperature=2.0, exact=True, **options)
+    results = []
+    for top_k in (2, V):
+        settings = Settings.of_model(model.config, top_k=top_k)
+        engine = Engine(open_transformer(model, top_k=top_k), settings, full_logits=full_logits)
+        requests = [Request(ids=prompt, request=number) for number, prompt in enumerate(prompts)]
+        results.append([result.region for result in denoise(engine, requests, wanted)])
+    assert results[0] == results[1]
+    assert asked
 
 
 @FAMILIES

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.backends.backend import OUTPUTS, Record
 from pipeline.errors import UsageFault
-from pipeline.runner.rules import Cut, penalise, restrict, stop_at
+from pipeline.runner.rules import Cut, penalise, penalised_rows, restrict, stop_at
 from plugins.record import record as record_of
 
 V, K = 12, 4
@@ -72,7 +72,7 @@ def test_beyond_the_top_k_a_penalty_changes_no_weight(logits, seen, penalty, tem
 
 @given(LOGITS, st.tuples(IDS, IDS), st.sampled_from([0.5, 1.3, 4.0]))
 def test_with_rows_to_ask_for_the_best_id_is_that_of_the_penalised_row(logits, seen, penalty):
-    made = penalise(record(logits), seen, penalty, row_logits=rows_of(logits))
+    made = penalise(record(logits), seen, penalty, row_logits=penalised_rows(rows_of(logits), seen, penalty))
     whole = penalised(logits, seen, penalty)
     best = np.take_along_axis(whole, made.top_ids[..., :1], axis=-1)[..., 0]
     np.testing.assert_allclose(best, whole.max(axis=-1), rtol=1e-6)
@@ -86,9 +86,10 @@ def test_a_row_is_asked_for_only_where_a_better_id_may_hide():
         asked.append((b, r))
         return logits[b, r].astype(np.float32)
 
-    made = penalise(record(logits), [np.arange(4)], 2.0, row_logits=row_logits)
+    rows = penalised_rows(row_logits, [np.arange(4)], 2.0)
+    made = penalise(record(logits), [np.arange(4)], 2.0, row_logits=rows)
     assert asked == [(0, 0)]
-    penalise(record(logits), [np.arange(4)], 2.0, row_logits=row_logits, wanted=np.array([[False, True]]))
+    penalise(record(logits), [np.arange(4)], 2.0, row_logits=rows, wanted=np.array([[False, True]]))
     assert asked == [(0, 0)]
     assert made.top_ids[0, 0, 0] == 4
     assert made.top_ids[0, 1, 0] == 0
