@@ -156,6 +156,7 @@ def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(key: str, da
         ("method: rtn", "method rtn has nothing to quantise"),
         ("method: none\nskip: [a]", "skip names linears to keep at 16 bits, but linear.w_bits is 16"),
         ("generation: {gen_length: 8}", "block_length 32 is longer than gen_length 8"),
+        ("lowering: {opset: 23}", "opset 23 cannot write a cache in place; use cache: window"),
         ("generation: {threshold: 0}", "generation.threshold: input should be greater than 0; found 0"),
         ("validation: {max_nll_increase: .nan}", "validation.max_nll_increase: input should be a finite number"),
         ("method: magic", "or 'star'; found 'magic'"),
