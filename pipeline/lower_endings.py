@@ -26,6 +26,7 @@ from plugins.int8_linear import INT8_LINEAR
 from plugins.log_probability import LOG_PROBABILITY
 from plugins.record import OUTPUTS, RECORD
 
+HEAD_LOGITS = "head_logits"
 LARGEST_INLINE = 1024  # bytes of a constant of the exporter's own, which the data file need not hold
 
 
@@ -85,13 +86,14 @@ def _linear(end: ir.Node) -> tuple[list[ir.Node], ir.Value]:
     if end.op_type == RECORD.onnx_type:
         logits = end.inputs[0]
         assert logits is not None
+        logits.name = HEAD_LOGITS  # where it was an output for debugging, it has the name of the ending's own
         return [], logits
     given = dict(zip(HEAD.inputs, end.inputs, strict=True))
     operands = {name: value for name in INT8_LINEAR.inputs if (value := given.get(name)) is not None}
     linear = INT8_LINEAR.node(operands, layout=end.attributes["layout"].as_int())
     linear.name = "head_linear"
     (logits,) = linear.outputs
-    logits.name, logits.type = "head_logits", ir.TensorType(FLOAT)
+    logits.name, logits.type = HEAD_LOGITS, ir.TensorType(FLOAT)
     return [linear], logits
 
 

@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 
 from plugins import functions
-from plugins.cache import ATTEND, CACHE_UPDATE
+from plugins.attend import ATTEND
+from plugins.cache_update import CACHE_UPDATE
 from plugins.dequantize import DEQUANTIZE
 from plugins.fake_quant import FAKE_QUANT
 from plugins.guide import GUIDE

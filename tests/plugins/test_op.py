@@ -24,6 +24,8 @@ def example(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "guide": ((x, ones, torch.ones(1)), {}),
         "log_probability": ((x, torch.zeros(16), ones, torch.zeros(2, 3, dtype=torch.int64)), {}),
         "rotate": ((x, torch.eye(4).repeat(4, 1, 1), torch.arange(16)), {}),
+        "cache_update": ((x.reshape(2, 1, 12, 4), x.reshape(2, 1, 12, 4)[:, :, :3], torch.tensor([0, 9])), {}),
+        "attend": ((x.reshape(2, 2, 6, 4), x.reshape(2, 1, 12, 4), x.reshape(2, 1, 12, 4), torch.tensor([5, 12])), {}),
         "fake_quant": ((x, 4), {}),
         "prepare": ((x, torch.ones(16)), {"left": torch.eye(2), "right": torch.eye(8)}),
         "dequantize": ((weight, w_scale, 4), {}),
