@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +9,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.folder import TOKENIZER_CONFIG
 from pipeline.runner import Runner
+from tests.pipeline.cli.terminal import on_a_terminal
 from tests.pipeline.random_models import PAD, seal
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] ~ m.content ~ pad_token }}{% endfor %}a"
@@ -83,30 +80,11 @@ def test_a_conversation_that_is_too_long_ends(talking, monkeypatch, capsys):
 
 
 def test_on_a_terminal_the_canvas_fills_in_with_colours(talking):
-    ours, theirs = pty.openpty()
     words = ["chat", str(talking), "--visual", "--eos", "forbid", "--policy", "quota"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *words],
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env={**os.environ, "PYTHONUTF8": "1", "TERM": "xterm", "NO_COLOR": ""},
-    )
-    os.close(theirs)
-    os.write(ours, b"hi\n\x04")  # a line, and end-of-file
-    shown = b""
-    while select.select([ours], [], [], 60)[0]:
-        try:
-            chunk = os.read(ours, 4096)
-        except OSError:  # Linux says EIO when the last writer has gone
-            break
-        if not chunk:
-            break
-        shown += chunk
-    text, _ = process.communicate(timeout=60)
-    os.close(ours)
-    assert process.returncode == 0
+    command = [sys.executable, "-m", "pipeline", *words]
+    typed = b"hi\n\x04"  # a line, and end-of-file
+    shown, text = on_a_terminal(command, env={"TERM": "xterm", "NO_COLOR": ""}, typed=typed)
     assert b"\x1b[2m\xe2\x96\x91" in shown  # masks, dim
     assert any(b"\x1b[" + colour + b"m" in shown for colour in (b"31", b"32", b"33"))
-    assert turns(talking, ["hi"])[0] in text.decode()
-    assert b"\x1b" not in text
+    assert turns(talking, ["hi"])[0] in text
+    assert "\x1b" not in text

@@ -1,9 +1,6 @@
 """`dllmc run`: plain output, JSON, the canvas on a terminal, exit codes."""
 
 import json
-import os
-import pty
-import select
 import subprocess
 import sys
 import time
@@ -13,6 +10,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.folder import MANIFEST
 from pipeline.runner.policies import POLICIES
+from tests.pipeline.cli.terminal import on_a_terminal
 from tests.pipeline.random_models import seal
 
 KEYS = {
@@ -164,22 +162,8 @@ def test_help_is_quick():
 
 def test_on_a_terminal_the_canvas_fills_in(whole_bundle):
     command = [sys.executable, "-m", "pipeline", "run", str(whole_bundle), "--prompt", "hello", "--policy", "quota"]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "PYTHONUTF8": "1"})
-    os.close(theirs)
-    shown = b""
-    while select.select([ours], [], [], 30)[0]:
-        try:
-            chunk = os.read(ours, 4096)
-        except OSError:  # Linux says EIO when the last writer has gone
-            break
-        if not chunk:
-            break
-        shown += chunk
-    text, _ = process.communicate(timeout=30)
-    os.close(ours)
-    assert process.returncode == 0
+    shown, text = on_a_terminal(command)
     assert "\u2591" in shown.decode()
     assert b"\x1b[J" in shown
     assert b"passes" in shown
-    assert b"\x1b" not in text
+    assert "\x1b" not in text
