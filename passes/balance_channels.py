@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.fit import Batch, Fit, Samples, check_learnable
+from passes.fit import Batch, Fit, Samples, check_learnable, summed
 from passes.fold_scale import FoldScale
 from passes.magnitudes import linears_at_hand, needed
 from passes.observe import Observed
@@ -74,10 +74,7 @@ def second_moments(graph: GraphModule, samples: Samples, sizes: dict[str, int]) 
             Observed(graph, watch).run(*batch.inputs)
         return found
 
-    totals: dict[str, Tensor] = {}
-    for found in samples.map(measure):
-        totals = {site: totals[site] + each if site in totals else each for site, each in found.items()}
-    return totals
+    return summed(samples.map(measure))
 
 
 def _squares(rows: Tensor, size: int) -> Tensor:

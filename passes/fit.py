@@ -5,7 +5,7 @@ whole graph through the sidecar files by name; what ends up as an attribute of a
 Shape letters: B batch, Q query rows, K channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 Result = TypeVar("Result")
+K = TypeVar("K", bound=Hashable)
 
 
 class CalibrationError(ValueError):
@@ -44,6 +45,14 @@ def check_learnable(x: Tensor, batch: Batch, what: str) -> None:
                 f"{what} {fault} in calibration sample {batch.first + row}; nothing can be learned from it: check the "
                 "weights of the model, or choose other text with --set calibration.source=file:PATH"
             )
+
+
+def summed(parts: Iterable[dict[K, Tensor]]) -> dict[K, Tensor]:
+    """What each key has over all parts, added up in their order."""
+    totals: dict[K, Tensor] = {}
+    for part in parts:
+        totals |= {key: totals[key] + found if key in totals else found for key, found in part.items()}
+    return totals
 
 
 class Samples(Protocol):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.fit import Batch, CalibrationError, Fit, Samples, check_learnable
+from passes.fit import Batch, CalibrationError, Fit, Samples, check_learnable, summed
 from passes.gate_transforms import Gate, gate_masks, gate_of, gated_factors
 from passes.graph import attribute, calls, node_of, site_of
 from passes.hessians import hessian
@@ -161,10 +161,7 @@ def state_moments(
         Observed(graph, watch).run(*batch.inputs)
         return found
 
-    totals: dict[tuple[str, str], Tensor] = {}
-    for part in samples.map(measure):
-        totals = {key: totals[key] + found if key in totals else found for key, found in part.items()}
-    return totals
+    return summed(samples.map(measure))
 
 
 def stretches(graph: GraphModule, sites: Mapping[str, Site], samples: Samples) -> dict[str, Factors]:
