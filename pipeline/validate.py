@@ -1,7 +1,7 @@
 """Stage validate: prove the ONNX model, fail closed, write validation.json and golden/."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,17 @@ from pipeline.validation.reference import records
 BATCH = 4  # a batch's logits are held several times over, and a vocabulary has 10^5 rows
 LAYER_SAMPLES = 16
 WORST_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """All that was compared, before it is judged."""
+
+    nodes: list[NodeCheck]
+    passes: PassCheck
+    cache: CacheCheck
+    endings: Mapping[str, EndingCheck]
+    quality: Quality
 
 
 def torch_session(checkpoint: Checkpoint, recipe: Recipe, weights: Weights, *, lowered: bool) -> EagerSession:
@@ -83,9 +94,10 @@ def validate(
     canvases = zip(states.batches(BATCH), (batch.feeds for batch in scored), strict=True)
     exact = records(checkpoint, list(canvases), top_k=settings.top_k)
     quality = compare(exact, candidate, scored, unbanned(settings))
+    proof = Proof(nodes=nodes, passes=passes, cache=cache, endings=endings, quality=quality)
     errors = site_errors(checkpoint, recipe, weights, next(states.batches(LAYER_SAMPLES)))
-    report = _report(recipe, nodes, passes, cache, endings, quality, errors)
-    if faults := _faults(recipe, nodes, passes, cache, endings, quality):
+    report = _report(recipe, proof, errors)
+    if faults := _faults(recipe, proof):
         raise ValidationFailed(
             f"{'; '.join(faults)}; nothing was published. {_advice(checkpoint, recipe, errors)}publish it unvalidated "
             "with --validate off"
@@ -151,16 +163,8 @@ def _advice(checkpoint: Checkpoint, recipe: Recipe, errors: dict[str, float]) ->
     return f"Parts whose output moved most (relative squared error): {moved}; {keep}choose a recipe with more bits, or "
 
 
-def _report(
-    recipe: Recipe,
-    nodes: list[NodeCheck],
-    passes: PassCheck,
-    cache: CacheCheck,
-    endings: Mapping[str, EndingCheck],
-    quality: Quality,
-    errors: dict[str, float],
-) -> dict[str, Any]:
-    limits = recipe.validation
+def _report(recipe: Recipe, proof: Proof, errors: dict[str, float]) -> dict[str, Any]:
+    limits, nodes, quality = recipe.validation, proof.nodes, proof.quality
     return {
         "nodes": {
             "checked": len(nodes),
@@ -168,14 +172,14 @@ def _report(
             "codes_off": sum(check.codes_off for check in nodes),
         },
         "passes": {
-            **asdict(passes),
+            **asdict(proof.passes),
             "min_free_agreement": limits.min_free_agreement,
             "against": "the same ops in torch",
         },
-        "cache": {**asdict(cache), "against": "full passes on equal ids"},
+        "cache": {**asdict(proof.cache), "against": "full passes on equal ids"},
         "endings": {
             name: {**asdict(check), "against": "the exported graph's rows of logits, in torch"}
-            for name, check in endings.items()
+            for name, check in proof.endings.items()
         },
         "quality": {
             **asdict(quality),
@@ -188,29 +192,23 @@ def _report(
     }
 
 
-def _faults(
-    recipe: Recipe,
-    nodes: list[NodeCheck],
-    passes: PassCheck,
-    cache: CacheCheck,
-    endings: Mapping[str, EndingCheck],
-    quality: Quality,
-) -> list[str]:
-    limits = recipe.validation
-    faults = [f"node {check.node} ({check.op}) differs from its reference" for check in nodes if not check.passed]
+def _faults(recipe: Recipe, proof: Proof) -> list[str]:
+    limits, passes, quality = recipe.validation, proof.passes, proof.quality
+    faults = [f"node {check.node} ({check.op}) differs from its reference" for check in proof.nodes if not check.passed]
     if not passes.right:
         faults.append(
             f"ONNX Runtime parts from torch: {passes.not_finite} values are not finite, {passes.place} differs by "
             f"{passes.largest:.2g} (tolerance {passes.tolerance:.2g})"
         )
-    if not cache.equal:
+    if not proof.cache.equal:
         faults.append(
-            f"passes over windows differ from those over whole canvases by {cache.largest:.2g} on equal ids, expected 0"
+            f"passes over windows differ from those over whole canvases by {proof.cache.largest:.2g} on equal ids, "
+            "expected 0"
         )
     faults += [
         f"{name} differs from {MODEL} in {check.differing} ids and logits, in what sums up a row by "
         f"{check.largest:.2g} (tolerance {check.tolerance:.2g})"
-        for name, check in endings.items()
+        for name, check in proof.endings.items()
         if not check.right
     ]
     if not passes.free_agreement >= limits.min_free_agreement:

@@ -248,13 +248,14 @@ def test_what_torch_and_onnx_runtime_decide_freely_must_agree(model: Made) -> No
     recipe = load_recipe("fp16")
     quality = Quality(tokens=9, reference_nll=1.0, nll=1.0, agreement=1.0)
     same = CacheCheck(passes=1, largest=0.0)
+    proof = module.Proof(nodes=[], passes=check, cache=same, endings={}, quality=quality)
     assert check.right
     assert check.free_agreement < recipe.validation.min_free_agreement
-    assert "validation.min_free_agreement is 0.98" in module._faults(recipe, [], check, same, {}, quality)[0]
+    assert "validation.min_free_agreement is 0.98" in module._faults(recipe, proof)[0]
     loose = load_recipe("fp16", ["validation.min_free_agreement=0"])
-    assert module._faults(loose, [], check, same, {}, quality) == []
+    assert module._faults(loose, proof) == []
     broken = replace(check, free_agreement=float("nan"))
-    assert len(module._faults(loose, [], broken, same, {}, quality)) == 1
+    assert len(module._faults(loose, replace(proof, passes=broken))) == 1
     with torch.no_grad():
         other.head.weight.data[:] = float("nan")
     check = check_passes(*sessions, Constant([0.0] * 6), three, on_pass=lambda *_: None)  # type: ignore[arg-type]
