@@ -8,16 +8,10 @@ import numpy.typing as npt
 _LANES = 4  # numbers of 64 bits that Philox4x64 makes from one counter value (Salmon et al., SC 2011)
 
 
-def uniform(*, seed: int, request: int, step: int, start: int, rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """Uniform draws in (0, 1) [rows, columns]; row i belongs to canvas position start + i."""
-    drawn = uniform_rows(seed=seed, requests=[request], steps=[step], starts=[start], rows=rows, columns=columns)
-    return np.asarray(drawn[0])
-
-
 def uniform_rows(
     *, seed: int, requests: Sequence[int], steps: Sequence[int], starts: Sequence[int], rows: int, columns: int
 ) -> npt.NDArray[np.float64]:
-    """The same for a batch of requests [B, rows, columns]."""
+    """Uniform draws in (0, 1) [B, rows, columns]; row i of b belongs to canvas position starts[b] + i."""
     counters = -(-columns // _LANES)
     raw = np.empty((len(requests), rows, counters * _LANES), dtype=np.uint64)
     stream = np.random.Philox(key=[seed, 0])

@@ -12,7 +12,7 @@ from math import exp, log
 import numpy as np
 
 from pipeline.runner import GenerateOptions
-from pipeline.runner.draws import uniform
+from pipeline.runner.draws import uniform_rows
 
 Law = list[tuple[float, int]]  # probability and id, the likeliest first
 LogitsOf = Callable[[list[int]], np.ndarray]  # ids [L] -> logits [L, V], row j of position j, banned ids at -inf
@@ -37,6 +37,12 @@ class Seen:
     @property
     def margin(self) -> float:
         return self.law[0][0] - (self.law[1][0] if len(self.law) > 1 else 0.0)
+
+
+def uniform(*, seed: int, request: int, step: int, start: int, rows: int, columns: int) -> np.ndarray:
+    """What one request draws [rows, columns], as if it were alone."""
+    drawn = uniform_rows(seed=seed, requests=[request], steps=[step], starts=[start], rows=rows, columns=columns)
+    return np.asarray(drawn[0])
 
 
 def look(position: int, logits: np.ndarray, options: GenerateOptions, draw: float) -> Seen:

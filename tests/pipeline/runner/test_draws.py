@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.runner.draws import uniform, uniform_rows
+from pipeline.runner.draws import uniform_rows
+from tests.pipeline.runner.plain_loop import uniform
 
 KEY = st.fixed_dictionaries(
     {"seed": st.integers(0, 2**63 - 1), "request": st.integers(0, 2**40), "step": st.integers(0, 10**6)}
