@@ -27,7 +27,7 @@ ABOUT = (
 )
 ABOUT_UNSEEN = (
     "(`pipeline/tiny/unseen.py`), none of a kind that the other models know, in another vocabulary:\n"
-    "three digits times one with carries, dates, run lengths, orders from comparisons, shifted letters, and counting"
+    "Roman numerals, dates, run lengths, orders from comparisons, shifted letters, and counting"
 )
 
 

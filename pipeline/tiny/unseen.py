@@ -9,10 +9,26 @@ from itertools import islice, pairwise
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from pipeline.tiny.problems import LETTERS, Maker, problems
+from pipeline.tiny.problems import Maker, problems
 
 VOCABULARY = 480  # the 256 bytes, then pieces of the problems' own text
 TOKENIZER_TEXTS = 3000
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NUMERALS = {
+    1000: "M",
+    900: "CM",
+    500: "D",
+    400: "CD",
+    100: "C",
+    90: "XC",
+    50: "L",
+    40: "XL",
+    10: "X",
+    9: "IX",
+    5: "V",
+    4: "IV",
+    1: "I",
+}
 PEOPLE = ("Ines", "Olaf", "Ruth", "Karl", "Nora", "Hugo", "Vera", "Finn")
 ORDERS = (("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest"))
 MONTHS = (
@@ -31,15 +47,14 @@ MONTHS = (
 )
 
 
-def multiply(draw: random.Random) -> tuple[str, str]:
-    """Three digits by one, worked from the right with its carries: `472x6` -> `2x6=12 7x6+1=43 4x6+4=28 2832`."""
-    number, factor = draw.randint(100, 999), draw.randint(2, 9)
-    carry, steps = 0, []
-    for place in (1, 10, 100):
-        digit = number // place % 10
-        steps.append(f"{digit}x{factor}{f'+{carry}' if carry else ''}={digit * factor + carry}")
-        carry = (digit * factor + carry) // 10
-    return f"{number}x{factor}", f"{' '.join(steps)} {number * factor}"
+def roman(draw: random.Random) -> tuple[str, str]:
+    """A number in Roman numerals: `Roman 1987` -> `MCMLXXXVII`."""
+    number = draw.randint(1, 3999)
+    left, numerals = number, ""
+    for value, numeral in NUMERALS.items():
+        numerals += numeral * (left // value)
+        left %= value
+    return f"Roman {number}", numerals
 
 
 def date(draw: random.Random) -> tuple[str, str]:
@@ -49,7 +64,7 @@ def date(draw: random.Random) -> tuple[str, str]:
 
 
 def expand(draw: random.Random) -> tuple[str, str]:
-    """Run lengths written out: `unpack b3k1a2` -> `bbbkaa`."""
+    """Run lengths written out: `unpack B3K1A2` -> `BBBKAA`."""
     letters = draw.sample(LETTERS, draw.randint(3, 5))
     runs = [(letter, draw.randint(1, 4)) for letter in letters]
     return f"unpack {''.join(f'{letter}{count}' for letter, count in runs)}", "".join(a * n for a, n in runs)
@@ -65,21 +80,21 @@ def ladder(draw: random.Random) -> tuple[str, str]:
 
 
 def shift(draw: random.Random) -> tuple[str, str]:
-    """Every letter one or two further in the alphabet, around its end: `ROT2 hazy` -> `jcba`."""
+    """Every letter one or two further in the alphabet, around its end: `ROT2 HAZY` -> `JCBA`."""
     by = draw.randint(1, 2)
     word = "".join(draw.choice(LETTERS) for _ in range(draw.randint(4, 9)))
     return f"ROT{by} {word}", "".join(LETTERS[(LETTERS.index(letter) + by) % 26] for letter in word)
 
 
 def count(draw: random.Random) -> tuple[str, str]:
-    """How often each of two letters stands in a word, the first asked first: `p=2 q=3`."""
+    """How often each of two letters stands in a word, the first asked first: `P=2 Q=3`."""
     first, second = draw.sample(LETTERS, 2)
     word = "".join(draw.choice((first, second)) for _ in range(draw.randint(3, 9)))
     return f"How many {first} and {second} has {word}?", f"{first}={word.count(first)} {second}={word.count(second)}"
 
 
 UNSEEN_KINDS: dict[str, Maker] = {
-    "multiply": multiply,
+    "roman": roman,
     "date": date,
     "expand": expand,
     "ladder": ladder,
@@ -89,10 +104,10 @@ UNSEEN_KINDS: dict[str, Maker] = {
 
 
 def train_unseen_tokenizer(special_tokens: list[str]) -> Tokenizer:
-    """Byte-level BPE of the problems' own text, spaces before words and digits single; special tokens stand last."""
+    """Byte-level BPE of the problems' own text, digits and capitals single; special tokens stand last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    words = Regex(r" ?\p{Lu}?\p{Ll}+|\p{N}| ?[^\s\p{L}\p{N}]+|\p{Lu}+|\s+(?!\S)|\s+")
+    words = Regex(r" ?\p{Lu}?\p{Ll}+|\p{N}| ?[^\s\p{L}\p{N}]+|\p{Lu}|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(words, behavior="isolated"),

@@ -20,18 +20,14 @@ def of_kind(kind: str) -> list[Problem]:
     return [problem for problem in DRAWN if problem.kind == kind]
 
 
-def test_products_are_right_and_every_step_is() -> None:
-    for problem in of_kind("multiply"):
-        number, factor = problem.prompt.split("x")
-        *steps, product = problem.answer.split()
-        assert int(product) == int(number) * int(factor)
-        carry = 0
-        for digit, step in zip(reversed(number), steps, strict=True):
-            left, right = step.split("=")
-            expected = int(digit) * int(factor) + carry
-            assert left == f"{digit}x{factor}" + (f"+{carry}" if carry else "")
-            assert int(right) == expected
-            carry = expected // 10
+def test_numerals_stand_for_the_number() -> None:
+    worth = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
+    for problem in of_kind("roman"):
+        values = [worth[numeral] for numeral in problem.answer]
+        # One that stands before a greater one is taken away.
+        signed = [-a if a < b else a for a, b in pairwise([*values, 0])]
+        assert sum(signed) == int(problem.prompt.removeprefix("Roman "))
+        assert not re.search(r"(I|X|C|M)\1{3}|(V|L|D)\2", problem.answer.replace("MMM", ""))
 
 
 def test_dates_are_the_same_days() -> None:
@@ -42,7 +38,7 @@ def test_dates_are_the_same_days() -> None:
 
 def test_runs_have_their_lengths() -> None:
     for problem in of_kind("expand"):
-        runs = re.findall(r"([a-z])(\d)", problem.prompt.removeprefix("unpack "))
+        runs = re.findall(r"([A-Z])(\d)", problem.prompt.removeprefix("unpack "))
         assert [(letter, str(len(list(run)))) for letter, run in groupby(problem.answer)] == runs
 
 
@@ -56,7 +52,7 @@ def test_ranks_follow_from_what_is_told() -> None:
 
 def test_letters_move_on_in_the_alphabet() -> None:
     for problem in of_kind("shift"):
-        by, word = re.fullmatch(r"ROT(\d) ([a-z]+)", problem.prompt).groups()  # type: ignore[union-attr]
+        by, word = re.fullmatch(r"ROT(\d) ([A-Z]+)", problem.prompt).groups()  # type: ignore[union-attr]
         moved = [(ord(to) - ord(of)) % 26 for of, to in zip(word, problem.answer, strict=True)]
         assert set(moved) == {int(by)}
 
@@ -79,7 +75,7 @@ def test_nothing_is_shared_with_the_other_models() -> None:
 def test_tokens_are_others_and_come_back_as_text() -> None:
     own, other = UNSEEN.tokenizer(), REFERENCES["tiny-llada"].tokenizer()
     words = {text for text in own.get_vocab() if len(text) > 1 and not text.startswith("<|")}
-    assert len(words) > 200
+    assert len(words) > 100
     assert len(words & other.get_vocab().keys()) < len(words) / 4
     for problem in DRAWN[:300]:
         for text in (problem.prompt, problem.answer):
