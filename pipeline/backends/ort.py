@@ -182,6 +182,8 @@ def session_options(threads: int | None) -> Any:
     options.enable_mem_pattern = False
     # Else ORT computes int4 linears with int8 activations, which is not what the graph says.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    # Between passes the loop needs the core that a waiting worker would spin on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Weights outside the arena: it rounds up to powers of two.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options

@@ -20,7 +20,7 @@ from pipeline.runner.edits import edits, is_final
 from pipeline.runner.eos import eligible
 from pipeline.runner.monitor import Monitor
 from pipeline.runner.passes import Passes
-from pipeline.runner.policies import DRAWN, POLICIES, WARM
+from pipeline.runner.policies import DRAWN, POLICIES, TIMED, WARM
 from pipeline.runner.results import Block, Done, Event, Request, Result, Step
 from pipeline.runner.rules import Cut, penalise, penalised_rows, restrict, stop_at
 from pipeline.runner.sampling import PLACE, Proposal, RowLogits, keyed_draws, propose, settle
@@ -44,7 +44,9 @@ class Batch:
         *,
         full_logits: FullLogits | None,
         decode: Decode | None,
+        watched: bool,
     ) -> None:
+        self.watched = watched  # whether anyone wants to know of steps and blocks
         self.settings, self.options, self.terms = settings, options, terms
         self.full_logits, self.decode = full_logits, decode
         self.canvases = Canvases(places, settings, options)
@@ -52,7 +54,8 @@ class Batch:
         self.passes = Passes(caches, self.canvases, terms, self.monitor)
         self.extra = np.zeros(places, dtype=np.int64)  # passes over a block without masks, to edit it
         self.policy = POLICIES[options.policy]
-        self.warm, self.drawn = options.policy in WARM, options.policy in DRAWN
+        self.warm, self.drawn, self.timed = (options.policy in names for names in (WARM, DRAWN, TIMED))
+        self.unused = np.zeros((places, self.canvases.width))  # stands for what the policy does not look at
         self.restricted = False  # whether a request ever allowed certain ids only
 
     def admit(self, place: int, request: Request) -> None:
@@ -152,6 +155,7 @@ class Batch:
     def _pick(self, proposal: Proposal, draws: Scores | None, blocks: Blocks) -> Picks:
         """The masked positions to commit now, at least one of each row that has one [B, R]."""
         rows, options, places = self.canvases, self.options, blocks.places
+        unused = self.unused[: len(places)]
         choice = eligible(
             options.eos,
             blocks.masked,
@@ -168,8 +172,8 @@ class Batch:
                 threshold=options.threshold,
                 neg_entropy=proposal.neg_entropy,
                 margin=proposal.margin,
-                flip=flip_share(rows.block_step[places], rows.block_steps[places]),
-                draws=np.zeros_like(proposal.doubt) if draws is None else draws[..., PLACE],
+                flip=flip_share(rows.block_step[places], rows.block_steps[places]) if self.timed else unused[:, 0],
+                draws=unused if draws is None else draws[..., PLACE],
                 factor=options.factor,
                 entropy_bound=options.entropy_bound,
             )
@@ -192,34 +196,40 @@ class Batch:
     def _events(
         self, blocks: Blocks, picks: Picks, log_probability: Scores, settled: dict[int, tuple[int, int]]
     ) -> list[Event]:
-        rows = self.canvases
+        rows, places = self.canvases, blocks.places.tolist()
+        cuts = {place: cut for place in places if (cut := self._cut(place))} if self.options.stop else {}
+        for place in cuts:
+            rows.finish(place)
+        done = rows.finished[blocks.places]
         events: list[Event] = []
-        starts, finished = rows.start[blocks.places], rows.finished[blocks.places]
-        positions, confidences = blocks.positions - starts[:, None], np.exp(log_probability)
-        for b, (place, start) in enumerate(zip(blocks.places.tolist(), starts.tolist(), strict=True)):
-            number, picked = rows.request_of(place).request, picks[b]
-            cut = self._cut(place) if self.options.stop else None
-            if cut is not None:
-                rows.finish(place)
-            region, done = rows.region(place), cut is not None or bool(finished[b])
-            events.append(
-                Step(
-                    request=number,
-                    region=region,
-                    committed=positions[b, picked],
-                    confidences=confidences[b, picked],
-                    finished=done,
-                )
-            )
-            if place in settled:
-                begin, end = (position - start for position in settled[place])
-                events.append(Block(request=number, start=begin, stop=end, ids=region[begin:end].tolist()))
-            if done:
-                result = self._result(place)
+        # One row after the other: a row's events end with its result, which frees its place.
+        for b in range(len(places)) if self.watched else np.flatnonzero(done).tolist():
+            if self.watched:
+                events += self._row_events(blocks, b, picks[b], log_probability[b], settled)
+            if done[b]:
+                result, cut = self._result(places[b]), cuts.get(places[b])
                 if cut is not None:
                     result = replace(result, ids=result.ids[: cut.ids], text=cut.text, finish_reason="stop")
                 events.append(Done(result=result))
         return events
+
+    def _row_events(
+        self, blocks: Blocks, b: int, picked: Picks, log_probability: Scores, settled: dict[int, tuple[int, int]]
+    ) -> list[Event]:
+        """What a step did to row b, of picks and log-probabilities [R]."""
+        rows, place = self.canvases, int(blocks.places[b])
+        number, region, start = rows.request_of(place).request, rows.region(place), int(rows.start[place])
+        step = Step(
+            request=number,
+            region=region,
+            committed=blocks.positions[b, picked] - start,
+            confidences=np.exp(log_probability[picked]),
+            finished=bool(rows.finished[place]),
+        )
+        if place not in settled:
+            return [step]
+        begin, end = (position - start for position in settled[place])
+        return [step, Block(request=number, start=begin, stop=end, ids=region[begin:end].tolist())]
 
     def _cut(self, place: int) -> Cut | None:
         """Where a stop text ends this row, in what is written from the region's start without a gap."""

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.backends.backend import Cache, Feeds, Record, Session
 from pipeline.errors import UsageFault
 from pipeline.runner.loop import Engine
-from pipeline.runner.results import Done, Request, Result
+from pipeline.runner.results import Done, Request
 from pipeline.runner.settings import GenerateOptions, Settings
 
 DEFINITION = "tokens up to the first end-of-text by wall time, prefill included"
@@ -84,10 +84,6 @@ class TimedSession:
     def guided(self) -> bool:
         return self.inner.guided
 
-    @property
-    def calls(self) -> int:
-        return len(self.full_ms) + len(self.block_ms)
-
     def allocate(self, batch: int, slots: int) -> Cache:
         cache = self.inner.allocate(batch, slots)
         self.cache_bytes += cache.size_bytes
@@ -110,19 +106,16 @@ def measure(engine: Engine, session: TimedSession, prompts: Prompts, case: Case)
     """Generate once from every prompt; `session` is the engine's."""
     session.clear()
     requests = [Request(ids=ids, request=number) for number, ids in enumerate(prompts)]
-    results: list[Result] = []
-    steps = calls = 0
+    turns = engine.turns
     started = time.perf_counter()
-    for event in engine.run(requests, case.options, batch_size=case.batch_size):
-        steps, calls = steps + (session.calls != calls), session.calls
-        if isinstance(event, Done):
-            results.append(event.result)
+    events = engine.run(requests, case.options, batch_size=case.batch_size, watched=False)
+    results = [event.result for event in events if isinstance(event, Done)]
     wall_ms = 1e3 * (time.perf_counter() - started)
     return Run(
         full_ms=tuple(session.full_ms),
         block_ms=tuple(session.block_ms),
         wall_ms=wall_ms,
-        steps=steps,
+        steps=engine.turns - turns,
         transfer_bytes=session.transfer_bytes,
         tokens=sum(len(result.ids) for result in results),
         nfe_full=sum(result.nfe_full for result in results),

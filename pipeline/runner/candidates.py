@@ -20,7 +20,7 @@ class Candidates:
     margin: Scores  # [B, R] p of the best token minus p of the second
     masked: Picks  # [B, R] the positions that may be committed
     quota: npt.NDArray[np.int64]  # [B] least number of commits that keeps to the row's number of steps
-    flip: Scores  # [B] share of the masks that Dream's time grid commits at this step, see `flip_share`
+    flip: Scores  # [B] what Dream's time grid commits of the masks, see `flip_share`; only those in TIMED look
     draws: Scores  # [B, R] uniform in (0, 1), keyed by position; only the policies in DRAWN look at them
     threshold: float
     factor: float

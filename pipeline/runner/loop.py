@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -40,6 +41,7 @@ class Engine:
         self.settings, self.full_logits, self.open_guided = settings, full_logits, open_guided
         self.caches = Caches(session)
         self.guided_caches: Caches | None = None
+        self.turns = 0  # of the loop until now, each a forward pass for every row under way
 
     def run(
         self,
@@ -49,18 +51,32 @@ class Engine:
         batch_size: int = 32,
         decode: Decode | None = None,
         cancelled: Collection[int] = (),
+        watched: bool = True,
     ) -> Generator[Event, None, None]:
         """Denoise the requests, taking each when a place is free; closing the iterator ends all of them.
 
-        `decode` is needed for stop texts. The caller may add the number of a request to `cancelled` at any time: it is
-        done before its next step. Raises UsageFault and InputRefused for a request when it is taken.
+        Not `watched`, no event comes but the last of each request. `decode` is needed for stop texts. The caller may
+        add the number of a request to `cancelled` at any time: it is done before its next step. Raises UsageFault and
+        InputRefused for a request when it is taken.
         """
         options.check()
         if batch_size < 1:
             raise UsageFault(f"batch_size is {batch_size}; expected 1 or more")
         if options.stop and decode is None:
             raise ValueError("stop texts need a function that decodes ids")
-        return self._events(iter(requests), options, self.caches_for(options), batch_size, decode, cancelled)
+        bias = logit_bias(self.settings)
+        terms = Terms.of(options, forbid(bias, self.settings.eos_id) if options.eos == "forbid" else bias)
+        batch_of = partial(
+            Batch,
+            settings=self.settings,
+            options=options,
+            caches=self.caches_for(options),
+            terms=terms,
+            full_logits=self.full_logits,
+            decode=decode,
+            watched=watched,
+        )
+        return self._events(iter(requests), options, batch_of, batch_size, cancelled)
 
     def caches_for(self, options: GenerateOptions) -> Caches:
         """The caches, and with them the session, that these options need; raises UsageFault."""
@@ -79,23 +95,12 @@ class Engine:
         self,
         requests: Iterator[Request],
         options: GenerateOptions,
-        caches: Caches,
+        batch_of: Callable[[int], Batch],
         batch_size: int,
-        decode: Decode | None,
         cancelled: Collection[int],
     ) -> Generator[Event, None, None]:
         waiting = deque(islice(requests, batch_size))
-        bias = logit_bias(self.settings)
-        terms = Terms.of(options, forbid(bias, self.settings.eos_id) if options.eos == "forbid" else bias)
-        batch = Batch(
-            len(waiting),
-            self.settings,
-            options,
-            caches,
-            terms,
-            full_logits=self.full_logits,
-            decode=decode,
-        )
+        batch = batch_of(len(waiting))
         trusted = False
         try:
             while waiting or len(batch.canvases.live):
@@ -103,6 +108,7 @@ class Engine:
                     batch.admit(free, checked(waiting.popleft(), self.settings, options))
                     waiting.extend(islice(requests, 1))
                 trusted = False
+                self.turns += 1
                 events = (batch.cancel(cancelled) if cancelled else []) or batch.advance()
                 trusted = True
                 yield from events
@@ -146,7 +152,8 @@ def denoise(
     # Neighbours in length share batches: little padding. The longest first: later ones fit in the caches of theirs.
     longest_first = sorted(requests, key=lambda request: -len(request.ids))
     results = {}
-    for event in engine.run(longest_first, options, batch_size=batch_size, decode=decode):
+    watched = on_step is not None
+    for event in engine.run(longest_first, options, batch_size=batch_size, decode=decode, watched=watched):
         if isinstance(event, Done):
             results[event.result.request] = event.result
         elif isinstance(event, Step) and on_step is not None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.backends.backend import OUTPUTS, Cache, Feeds, Ids, Record
 from pipeline.runner.caches import ROOMY, Caches
-from pipeline.runner.candidates import Picks
 from pipeline.runner.canvas import Blocks, Canvases
 from pipeline.runner.monitor import Monitor
 from pipeline.runner.schedule import BRIDGE, runs
@@ -37,17 +36,20 @@ class Passes:
             rows.nfe_full[places] += 1
             given = rows.rows(places, rows.length[places], blocks.positions, guided=self.terms.guided)
             return self.session.run(full_feeds(given, rows.window.shift, self.terms))
-        full = rows.refresh[places]
+        full, first = rows.refresh[places], rows.block_step[places] == 0
+        if not (full.any() or first.any()):  # most steps: host time counts
+            rows.nfe_block[places] += 1
+            return record_of(places, self._calls(blocks, places, rows.window))
         if full.any():
             self._house(places[full])
         watched = full & rows.follows[places] & rows.options.monitor
-        entering = watched | ~full & (rows.block_step[places] == 0)
+        entering = watched | ~full & first
         settled = ~full & ~entering
         rows.nfe_block[places] += ~full | watched
         rows.nfe_full[places] += full
         # The full passes last: they overwrite what a block pass leaves in the rows between its own.
-        windows = self._calls(blocks, entering, rows.entry) + self._calls(blocks, settled, rows.window)
-        canvases = self._calls(blocks, full, None)
+        windows = self._calls(blocks, places[entering], rows.entry) + self._calls(blocks, places[settled], rows.window)
+        canvases = self._calls(blocks, places[full], None)
         if watched.any():
             stale, fresh = (record_of(places[watched], pieces) for pieces in (windows, canvases))
             self.monitor.compare(places[watched], stale, fresh, blocks.masked[watched])
@@ -83,35 +85,35 @@ class Passes:
         for slots in set(self.opened) - set(self.slots[rows.live].tolist()):
             self.caches.give_back(self.opened.pop(slots))
 
-    def _calls(self, blocks: Blocks, wanted: Picks, window: Window | None) -> list[Piece]:
-        """Records of the `wanted` rows [B], from as few calls as their places allow; full passes without a window."""
-        if not wanted.any():
-            return []
-        pieces, places = [], blocks.places[wanted]
-        # What a pass leaves in the rows that it bridges must not matter: free ones, and those that are written anew.
-        kept = set(blocks.places[~self.canvases.refresh[blocks.places]].tolist())
-        for slots, cache in self.opened.items():
+    def _calls(self, blocks: Blocks, places: Ids, window: Window | None) -> list[Piece]:
+        """Records of the rows at `places`, from as few calls as these allow; full passes without a window."""
+        pieces = []
+        for slots, cache in self.opened.items() if len(places) else ():
             here = places[self.slots[places] == slots]
-            for span in runs(here.tolist(), gap=0 if window is None else BRIDGE, kept=kept):
+            for span in runs(here.tolist(), gap=0 if window is None else BRIDGE, bridged=self._bridged):
                 inside = here[(here >= span.start) & (here < span.stop)]
                 record = self.session.run(self._feeds(blocks, span, inside, window), cache, first_row=span.start)
                 pieces.append((inside, _rows_of(record, inside - span.start)))
         return pieces
 
+    def _bridged(self, place: int) -> bool:
+        """Whether it does not matter what a pass leaves in this row: it is free, or written anew."""
+        return self.canvases.requests[place] is None or bool(self.canvases.refresh[place])
+
     def _feeds(self, blocks: Blocks, span: range, used: Ids, window: Window | None) -> Feeds:
         """Inputs of a call over the places of `span`; those not `used` compute padding."""
-        rows, count = self.canvases, len(span)
+        rows, count, at = self.canvases, len(span), used - span.start
         if count == len(used) == len(blocks.places):
             lengths, positions = rows.length[used], blocks.positions
         else:
             lengths, positions = np.ones(count, dtype=np.int64), np.zeros((count, rows.width), dtype=np.int64)
-            lengths[used - span.start] = rows.length[used]
-            positions[used - span.start] = blocks.positions[np.searchsorted(blocks.places, used)]
+            lengths[at] = rows.length[used]
+            positions[at] = blocks.positions[np.searchsorted(blocks.places, used)]
         given = rows.rows(slice(span.start, span.stop), lengths, positions, guided=self.terms.guided)
         if window is None:
             return full_feeds(given, rows.window.shift, self.terms)
         starts = np.zeros(count, dtype=np.int64)
-        starts[used - span.start] = window.start(rows.block_start[used])
+        starts[at] = window.start(rows.block_start[used])
         return block_feeds(given, window, starts, self.terms)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.backends.backend import Ids
 
@@ -23,12 +23,12 @@ def quotas(masks: Ids, steps: Ids, step: Ids) -> Ids:
     return owed
 
 
-def runs(places: Sequence[int], *, gap: int = 0, kept: Collection[int] = ()) -> list[range]:
-    """Ranges that cover the ascending `places`; one may hold at most `gap` others in a row, none of them `kept`."""
+def runs(places: Sequence[int], *, gap: int = 0, bridged: Callable[[int], bool] = lambda _: True) -> list[range]:
+    """Ranges that cover the ascending `places`; one may hold at most `gap` others in a row, all of them `bridged`."""
     found: list[range] = []
     for place in places:
         between = range(found[-1].stop, place) if found else range(0)
-        if found and len(between) <= gap and not any(other in kept for other in between):
+        if found and len(between) <= gap and all(map(bridged, between)):
             found[-1] = range(found[-1].start, place + 1)
         else:
             found.append(range(place, place + 1))

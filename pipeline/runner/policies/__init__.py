@@ -34,5 +34,6 @@ POLICIES: dict[str, Policy] = {
 }
 WARM = frozenset({"margin", "maskgit", "entropy"})  # Dream's: they score under temperature and top_p
 DRAWN = frozenset({"origin", "random"})  # these look at `Candidates.draws`
+TIMED = frozenset({"margin", "maskgit", "entropy", "origin"})  # these look at `Candidates.flip`
 
-__all__ = ["DRAWN", "POLICIES", "WARM", "Candidates", "Picks", "Policy"]
+__all__ = ["DRAWN", "POLICIES", "TIMED", "WARM", "Candidates", "Picks", "Policy"]

@@ -14,7 +14,7 @@ from pipeline.runner import Block, Done, Engine, GenerateOptions, Request, Step,
 from pipeline.runner.schedule import BRIDGE
 from tests.pipeline.runner.stale_model import EOS, LETTERS, MASK, SETTINGS, StaleModel, decode
 
-OPTIONS = GenerateOptions(gen_length=40, block_length=8, threshold=0.6)
+OPTIONS = GenerateOptions(gen_length=40, block_length=8, threshold=0.6, vicinity=(0, 0))
 
 
 def prompts_of(seed, count, longest=60):
@@ -275,3 +275,14 @@ def test_a_filled_canvas_shares_a_batch_with_prompts():
     assert [given in (MASK, written) for given, written in zip(canvas, filled.region, strict=True)] == [True] * 27
     assert [step > 0 for step in filled.step_map] == [i == MASK for i in canvas]
     assert [r.region for r in others] == [decode(prompt, OPTIONS).region for prompt in prompts]
+
+
+def test_unwatched_nothing_comes_but_the_results():
+    requests = [Request(ids=prompt, request=i) for i, prompt in enumerate(prompts_of(8, 6))]
+    engine = Engine(StaleModel(often=10), SETTINGS)
+    watched = list(engine.run(requests, OPTIONS, batch_size=4))
+    turns = engine.turns
+    assert list(engine.run(requests, OPTIONS, batch_size=4, watched=False)) == [
+        event for event in watched if isinstance(event, Done)
+    ]
+    assert engine.turns == 2 * turns
