@@ -46,7 +46,7 @@ class GenerateOptions:
     edit: float | None = None
     exact: bool = False
     refresh_every: int = 1
-    vicinity: tuple[int, int] = (0, 0)
+    vicinity: tuple[int, int] = (15, 0)  # the end of the prompt; with the row before a shifted block, 16
     guidance: float = 0.0
     stop: tuple[str, ...] = ()
     monitor: bool = False

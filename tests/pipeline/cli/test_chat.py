@@ -28,14 +28,14 @@ def say(monkeypatch, text):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def turns(bundle, said, system=None):
+def turns(bundle, said, system=None, **options):
     """What the model answers, one turn after the other."""
     runner, messages, answers = Runner(bundle, 1), [], []
     if system is not None:
         messages.append({"role": "system", "content": system})
     for text in said:
         messages.append({"role": "user", "content": text})
-        answers.append(runner.chat(messages, eos="forbid").text)
+        answers.append(runner.chat(messages, eos="forbid", **options).text)
         messages.append({"role": "assistant", "content": answers[-1]})
     return answers
 
@@ -86,5 +86,5 @@ def test_on_a_terminal_the_canvas_fills_in_with_colours(talking):
     shown, text = on_a_terminal(command, env={"TERM": "xterm", "NO_COLOR": ""}, typed=typed)
     assert b"\x1b[2m\xe2\x96\x91" in shown  # masks, dim
     assert any(b"\x1b[" + colour + b"m" in shown for colour in (b"31", b"32", b"33"))
-    assert turns(talking, ["hi"])[0] in text
+    assert turns(talking, ["hi"], policy="quota")[0] in text
     assert "\x1b" not in text
