@@ -1,5 +1,6 @@
 """Which graphs have a cache, and the memory that passes share."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,34 @@ def test_what_does_not_fit_the_memory_is_refused() -> None:
         OrtCache(layout, 8192, 8192)
     with pytest.raises(WillNotFit, match="not enough memory"):
         Scratch().array("k", (1 << 24, 1 << 24), np.float32)
+
+
+def test_windows_are_placed_in_their_rows_and_slots_and_nowhere_else() -> None:
+    layout = Layout((Part("past_k_0", "present_window_k_0", np.float32, 2, 3),), in_place=False)
+    cache = OrtCache(layout, 4, 10)
+    window = np.random.default_rng(0).random((2, 2, 4, 3), dtype=np.float32) + 1
+    cache.place({"present_window_k_0": window}, 1, np.array([6, 1]))
+    expected = np.zeros((4, 2, 10, 3), np.float32)
+    expected[1, :, 6:10], expected[2, :, 1:5] = window
+    assert np.array_equal(cache.arrays["past_k_0"], expected)
+
+
+@pytest.mark.parametrize(
+    ("first_row", "write_start", "reason"),
+    [
+        (0, [0, 6], None),
+        (2, [6, 0], None),
+        (3, [0, 0], "rows 3 to 5 .* 4 rows"),
+        (-1, [0, 0], "rows -1 to 1"),
+        (0, [0, 7], "slots 0 to 11; the cache has 0 to 10"),
+        (0, [7, 0], "slots 0 to 11"),
+        (0, [2, -1], "slots -1 to 6"),
+    ],
+)
+def test_a_pass_stays_in_its_cache(first_row: int, write_start: list[int], reason: str | None) -> None:
+    cache = OrtCache(Layout((), in_place=True), 4, 10)
+    with nullcontext() if reason is None else pytest.raises(ValueError, match=reason):
+        cache.check(first_row, 2, np.array(write_start), 4)
 
 
 def test_scratch_grows_and_does_not_shrink() -> None:

@@ -6,7 +6,7 @@ What the loop does with arrays over a batch is here done position by position, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 
 import numpy as np
@@ -27,7 +27,7 @@ class Seen:
     token: int
     p: float  # of the token, clean
     odds: float  # against it: (1 - p) / p without the rounding of 1 - p
-    law: Law  # under top_p for Dream's policies
+    law: Law  # under temperature and top_p for Dream's policies
     draw: float
 
     @property
@@ -45,23 +45,41 @@ def uniform(*, seed: int, request: int, step: int, start: int, rows: int, column
     return np.asarray(drawn[0])
 
 
-def look(position: int, logits: np.ndarray, options: GenerateOptions, draw: float) -> Seen:
-    """The best token of a row of logits [V] and what is known of it."""
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
-    weights = [exp(float(logits[i]) - float(logits[order[0]])) for i in order]
-    total, odds = sum(weights), sum(weights[1:])
-    law = [(w / total, i) for w, i in zip(weights, order, strict=True)]
-    clean = law[0][0]
-    if options.policy in DREAM:
-        before, kept = 0.0, []
-        for p, i in law:
-            if before <= options.top_p:
-                kept.append((p, i))
-            before += p
-        mass = sum(p for p, _ in kept)
-        law = [(p / mass, i) for p, i in kept]
-        odds = sum(p for p, _ in law[1:]) / law[0][0]
-    return Seen(position=position, token=order[0], p=clean, odds=odds, law=law, draw=draw)
+def law_of(logits: list[float], order: list[int], temperature: float, top_p: float) -> Law:
+    """Softmax of logits [V] at a temperature, cut to its nucleus; `order` has the ids, the likeliest first."""
+    weights = [exp((logits[i] - logits[order[0]]) / temperature) for i in order]
+    total, before, kept = sum(weights), 0.0, []
+    for w, i in zip(weights, order, strict=True):
+        if before <= top_p * total:
+            kept.append((w, i))
+        before += w
+    mass = sum(w for w, _ in kept)
+    return [(w / mass, i) for w, i in kept]
+
+
+def drawn(law: Law, u: float) -> int:
+    """The id at which the probabilities, the likeliest first, sum up to more than u."""
+    spent = 0.0
+    for p, i in law:
+        spent += p
+        if spent > u:
+            return i
+    return law[-1][1]
+
+
+def look(position: int, logits: np.ndarray, options: GenerateOptions, draws: np.ndarray) -> Seen:
+    """The best token of a row of logits [V], under temperature the one that draws [3] make, and what is known of it."""
+    row = logits.tolist()
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))
+    law, token = law_of(row, order, 1.0, 1.0), order[0]
+    clean = {i: p for p, i in law}
+    if options.temperature > 0 or options.policy in DREAM:
+        warm = law_of(row, order, options.temperature or 1.0, options.top_p)
+        token = drawn(warm, draws[0]) if options.temperature > 0 else token
+        law = warm if options.policy in DREAM else law
+    own = next(p for p, i in law if i == token)
+    odds = sum(p for p, i in law if i != token) / own
+    return Seen(position=position, token=token, p=clean[token], odds=odds, law=law, draw=float(draws[1]))
 
 
 def by_confidence(seen: list[Seen], options: GenerateOptions, quota: int) -> list[Seen]:
@@ -130,7 +148,7 @@ def choose(seen: list[Seen], options: GenerateOptions, eos: int, step: int, step
 def decode(
     logits_of: LogitsOf, prompt: list[int], options: GenerateOptions, *, mask: int, eos: int, request: int = 0
 ) -> list[int]:
-    """The region, end-of-text after the first one; greedy, so temperature is not looked at."""
+    """The region, end-of-text after the first one."""
     assert options.gen_length is not None
     x, start, gen = [*prompt, *[mask] * options.gen_length], len(prompt), options.gen_length
     total, passes = options.steps or gen, 0
@@ -143,11 +161,10 @@ def decode(
             rows = penalised(clean, [i for i in x[start:] if i not in (mask, eos)], options.repetition_penalty)
             if options.eos == "forbid":
                 rows[:, eos] = -np.inf
-            draws = uniform(seed=options.seed, request=request, step=passes, start=s, rows=e - s, columns=3)[:, 1]
-            block = [look(j, rows[j], options, draws[j - s]) for j in range(s, e)]
-            masks = [seen for seen in block if x[seen.position] == mask]
+            draws = uniform(seed=options.seed, request=request, step=passes, start=s, rows=e - s, columns=3)
+            masks = [look(j, rows[j], options, draws[j - s]) for j in range(s, e) if x[j] == mask]
             # The penalty would fall on what a written position holds.
-            changes = edited([look(j, clean[j], options, 0.0) for j in range(s, e)], x, mask, options)
+            changes = edited(clean, range(s, e), x, mask, options)
             if masks:
                 quota = (e - s) // steps + (step < (e - s) % steps)
                 changes += choose(masks, options, eos, step, steps, quota)
@@ -165,11 +182,13 @@ def decode(
     return region[: region.index(eos)] + [eos] * (gen - region.index(eos)) if eos in region else region
 
 
-def edited(block: list[Seen], x: list[int], mask: int, options: GenerateOptions) -> list[Seen]:
+def edited(logits: np.ndarray, block: range, x: list[int], mask: int, options: GenerateOptions) -> list[Seen]:
     """LLaDA2.1: committed tokens of the block whose row has another best token and is sure of it."""
     if options.edit is None:
         return []
-    return [s for s in block if x[s.position] not in (mask, s.token) and s.p > options.edit]
+    greedy = replace(options, temperature=0.0)
+    seen = [look(j, logits[j], greedy, np.zeros(3)) for j in block if x[j] != mask]
+    return [s for s in seen if s.token != x[s.position] and s.p > options.edit]
 
 
 def penalised(rows: np.ndarray, seen: list[int], penalty: float) -> np.ndarray:

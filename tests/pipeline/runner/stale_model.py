@@ -136,21 +136,26 @@ class Plain:
     nfe_block: int
 
 
-def decode(prompt: list[int], options: GenerateOptions, *, shift: int = 0, often: int = 60) -> Plain:
+def decode(
+    prompt: list[int], options: GenerateOptions, *, shift: int = 0, often: int = 60, fill: bool = False
+) -> Plain:
     """Dual cache by hand for one text: a full pass where a block begins, else the window; policies threshold and quota.
 
     Fast-dLLM (arXiv 2505.22618), section 3.2; the rows that fill the window up to a multiple of 16 are computed, too. A
-    block that begins without a full pass takes the block before it along; a canvas that outgrows its slots begins anew.
+    block that begins without a full pass takes the block before it along; a canvas that outgrows its slots begins anew,
+    and so does a block that leaves a gap to the one before.
     """
-    grows = options.gen_length is None
+    grows, origin = options.gen_length is None and not fill, 0 if fill else len(prompt)
     width = min(options.block_length, options.gen_length or options.block_length)
-    ids = np.array([*prompt, *[MASK] * (options.gen_length or width)])
+    ids = np.array(prompt if fill else [*prompt, *[MASK] * (options.gen_length or width)])
     firsts = seconds = np.zeros(0, np.int64)
     passes = {True: 0, False: 0}
     left, right = options.vicinity
-    start, index, moves = len(prompt), 0, False
+    start, index, moves = origin, 0, False
     slots = Window.of(replace(SETTINGS, shifted_logits=bool(shift)), options, behind=width).slots
     while True:
+        given = int((ids[start:] == MASK).argmax())
+        start, moves = start + given, moves or given > 0
         stop, step = min(start + width, len(ids)), 0
         while (ids[start:stop] == MASK).any():
             full = options.exact or (step == 0 and (moves or index % options.refresh_every == 0))
@@ -169,13 +174,13 @@ def decode(prompt: list[int], options: GenerateOptions, *, shift: int = 0, often
             for j in {*owed, *(sure if options.policy == "threshold" else ())}:
                 ids[start + j] = best[j]
             passes[full], step = passes[full] + 1, step + 1
-            region = ids[len(prompt) :].tolist()
-            if EOS in region and MASK not in region[: region.index(EOS)]:
+            region = ids[origin:].tolist()
+            if not fill and EOS in region and MASK not in region[: region.index(EOS)]:
                 return Plain([EOS if i == MASK else i for i in region], passes[True], passes[False])
-        start, index = stop, index + 1
-        if start == len(ids):
+        start, index, moves = stop, index + 1, False
+        if MASK not in ids[start:]:
             if not grows or len(ids) == SETTINGS.max_length:
-                return Plain(ids[len(prompt) :].tolist(), passes[True], passes[False])
+                return Plain(ids[origin:].tolist(), passes[True], passes[False])
             before = len(ids)
             ids = np.concatenate([ids, np.full(min(width, SETTINGS.max_length - len(ids)), MASK)])
             moves = slots(len(ids)) > slots(before)

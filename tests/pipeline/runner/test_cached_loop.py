@@ -51,6 +51,21 @@ def test_every_row_is_decoded_as_it_would_be_by_hand(options, shift, batch_size,
         assert monitor or result.nfe_block == plain.nfe_block
 
 
+@hypothesis_settings(max_examples=15)
+@given(options_of_any_kind(), st.integers(0, 1), st.integers(1, 5), st.integers(0, 1000), st.booleans())
+def test_every_filled_canvas_is_decoded_as_it_would_be_by_hand(options, shift, batch_size, seed, monitor):
+    draw = np.random.default_rng(seed)
+    parts = [[[i] * 9 + [MASK] * draw.integers(1, 25) for i in ids] for ids in prompts_of(seed, 6, longest=5)]
+    canvases = [[MASK, *(i for part in text for i in part)] for text in parts]
+    requests = [Request(ids=ids, request=i, fill=True) for i, ids in enumerate(canvases)]
+    engine = Engine(StaleModel(often=20), settings_of(shift))
+    results = denoise(engine, requests, replace(options, monitor=monitor), batch_size=batch_size)
+    for request, result in zip(requests, results, strict=True):
+        plain = decode(list(request.ids), options, shift=shift, often=20, fill=True)
+        assert (result.region, result.nfe_full) == (plain.region, plain.nfe_full)
+        assert monitor or result.nfe_block == plain.nfe_block
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_vicinity_as_wide_as_the_canvas_is_the_exact_mode(shift):
     prompts, wide = prompts_of(1, 8), replace(OPTIONS, vicinity=(200, 200), monitor=True)
@@ -137,6 +152,22 @@ def test_a_thousand_requests_take_the_memory_of_a_few():
         assert results[i].region == decode(prompts[i], options, often=8).region
     assert len(model.allocated) <= 12
     assert len(engine.caches.idle) <= 3
+
+
+def test_a_row_lives_in_a_cache_of_about_its_own_length():
+    model = StaleModel()
+    generate(model, SETTINGS, [[3] * 150, [3] * 5], OPTIONS, batch_size=1)
+    sizes = {(int(call.feeds.kv_len[0]), call.cache.slots) for call in model.calls}
+    # 45 and 190 positions are 48 and 192 slots with room for a window of 16.
+    assert sizes == {(190, 224), (45, 64)}
+
+
+def test_a_growing_canvas_moves_to_a_larger_cache_and_seldom():
+    model, options = StaleModel(often=10**6), replace(OPTIONS, gen_length=None)
+    (result,) = generate(model, SETTINGS, [[1]], options)
+    plain = decode([1], options, often=10**6)
+    assert (result.region, result.nfe_full, len(result.region)) == (plain.region, plain.nfe_full, 199)
+    assert [kept.slots for kept in model.allocated] == [64, 160, 224]
 
 
 def test_caches_are_kept_between_runs_and_not_shared_by_two():
@@ -257,12 +288,23 @@ def test_forced_and_allowed_ids_hold_and_only_there():
     request = Request(ids=[1, 2, 3], forced={0: 7, 13: EOS}, allowed={4: frozenset({5}), 5: frozenset(range(LETTERS))})
     model = StaleModel(often=10_000)
     engine = Engine(model, SETTINGS, full_logits=lambda feeds, row, head: np.zeros(44, np.float32))
-    beside = Request(ids=[4] * 9, request=1)
+    beside = Request(ids=[4] * 2, request=1)  # shorter, so it comes later
     result, other = denoise(engine, [request, beside], OPTIONS)
     assert (result.region[0], result.region[4], result.step_map[0]) == (7, 5, 0)
     assert result.ids == result.region[:13]
     assert result.finish_reason == "eos"
-    assert other.region == decode([4] * 9, OPTIONS, often=10_000).region
+    assert other.region == decode([4] * 2, OPTIONS, often=10_000).region
+
+
+def test_only_what_a_step_wrote_freely_is_written_again():
+    canvas = [1, 2, MASK, MASK, 3, *[MASK] * 20, 4, EOS]
+    forced, allowed = {0: 7, 3: 8, 6: 9}, {4: frozenset({5}), 5: frozenset({6})}
+    requests = [Request(ids=canvas, fill=True), Request(ids=[1, 2, 3], request=1, forced=forced, allowed=allowed)]
+    engine = Engine(StaleModel(often=10_000), SETTINGS, full_logits=lambda feeds, row, head: np.zeros(44, np.float32))
+    filled, other = denoise(engine, requests, replace(OPTIONS, policy="quota", edit=0.55))
+    assert filled.nfe > canvas.count(MASK) + 4, "nothing was written again"
+    assert [i for i, given in zip(filled.region, canvas, strict=True) if given != MASK] == [1, 2, 3, 4, EOS]
+    assert [other.region[position] for position in (0, 3, 6, 4, 5)] == [7, 8, 9, 5, 6]
 
 
 def test_a_filled_canvas_shares_a_batch_with_prompts():

@@ -68,6 +68,7 @@ def run(row):
     while not row.finished:
         start, stop = row.block
         picked = [position for position in row.open if position < stop][: row.canvases.quota()[1]]
+        assert picked, "a step owes nothing"
         counts.setdefault(start, []).append(len(picked))
         row.commit(*picked)
     return counts
@@ -77,9 +78,11 @@ def run(row):
 def test_every_block_is_finished_in_its_share_of_the_steps(gen, block, steps):
     row = canvas(gen_length=gen, block_length=block, steps=steps)
     counts = run(row)
-    assert [sum(c) for c in counts.values()] == [min(block, gen - s) for s in range(0, gen, block)]
-    blocks = -(-gen // block)
-    assert row.canvases.step[1] <= max(steps or gen, blocks)
+    sizes = [min(block, gen - s) for s in range(0, gen, block)]
+    assert [sum(c) for c in counts.values()] == sizes
+    assert row.canvases.step[1] <= max(steps or gen, len(sizes))
+    if steps is not None and gen <= steps * min(sizes) and steps <= gen:
+        assert row.canvases.step[1] == steps
     assert all(later <= earlier for c in counts.values() for earlier, later in pairwise(c))
 
 
@@ -187,6 +190,26 @@ def test_a_canvas_without_a_length_grows_until_an_end_of_text():
     assert row.result().region == [9] * 6 + [EOS] * 2
 
 
+def test_forced_ids_wait_until_the_canvas_has_grown_to_them():
+    row = Row(Request(ids=[5], forced={1: 6, 3: 7}), gen_length=None, block_length=2)
+    assert row.canvases.region(1).tolist() == [MASK, 6]
+    row.commit(1)
+    assert row.canvases.region(1).tolist() == [9, 6, MASK, 7]
+    assert row.open == [3]
+
+
+@pytest.mark.parametrize(
+    ("request_", "seen"),
+    [(Request(ids=[5, 6]), [MASK, MASK, MASK, 9]), (Request(ids=[5, MASK, MASK, 6], fill=True), [MASK, MASK, 9, MASK])],
+    ids=["prompt", "filled"],
+)
+def test_without_its_prompt_a_canvas_shows_what_steps_wrote(request_, seen):
+    row = Row(request_, gen_length=2)
+    row.commit(seen.index(9))
+    rows = row.canvases.rows(np.array([1]), np.array([4]), np.zeros((1, 1), np.int64), guided=True)
+    assert rows.promptless[0, :4].tolist() == seen
+
+
 def test_a_canvas_grows_to_what_the_model_takes_and_no_further():
     row = Row(Request(ids=[5, 5]), replace(SETTINGS, max_length=7), gen_length=None, block_length=3)
     row.commit(2, 3, 4)
@@ -227,3 +250,17 @@ def test_a_place_is_used_again_without_a_trace():
     assert row.canvases.ids[1].tolist()[36:] == [SETTINGS.pad_id] * (row.canvases.ids.shape[1] - 36)
     result = row.result()
     assert (result.request, result.nfe, set(result.step_map), set(result.logprobs)) == (5, 0, {0}, {0.0})
+
+
+@pytest.mark.parametrize("following", [Request(ids=[6] * 28), Request(ids=[MASK] * 8 + [6] * 28, fill=True)])
+def test_nothing_of_the_one_before_is_left_in_a_place(following):
+    row = canvas(prompt=[5] * 30, gen_length=8, block_length=4)
+    row.canvases.nfe_full[1] = row.canvases.nfe_block[1] = 1
+    for start in (30, 34):
+        row.commit(*range(start, start + 4))
+    row.result()
+    row.canvases.admit(1, following)
+    first = Row(following, gen_length=8, block_length=4).canvases
+    for name, array in vars(row.canvases).items():
+        if isinstance(array, np.ndarray) and name not in ("live", "_counters"):  # the counters have names, too
+            assert np.array_equal(array[1], getattr(first, name)[1]), name

@@ -28,13 +28,13 @@ def logits_of(model):
     return rows
 
 
-def assert_same(options, *, shifted, count=5, batch_size=3):
+def assert_same(options, *, shifted, count=4, batch_size=3, top_k=V):
     """The loop in batches without a cache, the plain loop prompt by prompt."""
     model = tiny(shifted=shifted)
     prompts = prompts_of(seed=options.block_length, count=count)
     # With every logit in the record, what lies beyond the top-K plays no part.
-    session = open_transformer(model, top_k=V)
-    results = generate(session, Settings.of_model(model.config, top_k=V), prompts, options, batch_size=batch_size)
+    session = open_transformer(model, top_k=top_k)
+    results = generate(session, Settings.of_model(model.config, top_k=top_k), prompts, options, batch_size=batch_size)
     for request, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         region = [EOS if EOS in result.region[:i] else t for i, t in enumerate(result.region)]
         assert region == decode(logits_of(model), prompt, options, mask=MASK, eos=EOS, request=request)
@@ -50,6 +50,17 @@ def test_every_policy_is_the_plain_loop(policy, shifted):
     options = {"policy": policy, "threshold": 0.6, "factor": 0.9, "entropy_bound": 0.8, "exact": True}
     for gen, block, steps in [(18, 8, None), (12, 12, 5)]:
         assert_same(GenerateOptions(gen_length=gen, block_length=block, steps=steps, **options), shifted=shifted)
+    drawn = GenerateOptions(gen_length=18, block_length=8, temperature=2.0, top_p=0.95, seed=4, **options)
+    assert_same(drawn, shifted=shifted, count=3, batch_size=2)
+
+
+@FAMILIES
+@pytest.mark.parametrize(("gen", "block", "steps"), [(24, 8, None), (24, 24, 12), (21, 8, 10), (16, 32, 5), (20, 4, 2)])
+def test_blocks_and_steps_are_those_of_the_plain_loop(gen, block, steps, shifted):
+    """With a few logits a row, which is all that these policies look at."""
+    for policy in ("quota", "threshold"):
+        options = GenerateOptions(policy=policy, gen_length=gen, block_length=block, steps=steps, threshold=0.6)
+        assert_same(options, shifted=shifted, top_k=8)
 
 
 @FAMILIES
@@ -60,10 +71,20 @@ def test_dreams_policies_score_under_top_p(policy, shifted):
 
 
 @pytest.mark.parametrize("mode", ["forbid", "last", "threshold"])
-@pytest.mark.parametrize("policy", ["threshold", "quota", "entropy"])
-def test_end_of_text_waits_as_in_the_plain_loop(mode, policy):
+@pytest.mark.parametrize(
+    ("policy", "temperature"), [("threshold", 0.0), ("quota", 0.0), ("entropy", 0.0), ("threshold", 2.0)]
+)
+def test_end_of_text_waits_as_in_the_plain_loop(mode, policy, temperature):
     options = GenerateOptions(
-        gen_length=16, block_length=8, policy=policy, threshold=0.5, steps=8, eos=mode, eos_threshold=0.8, exact=True
+        gen_length=16,
+        block_length=8,
+        policy=policy,
+        threshold=0.5,
+        steps=8,
+        temperature=temperature,
+        eos=mode,
+        eos_threshold=0.8,
+        exact=True,
     )
     results = assert_same(options, shifted=False)
     if mode == "forbid":
@@ -110,6 +131,9 @@ def test_two_logits_a_row_draw_what_all_of_them_draw(options):
 
 
 @FAMILIES
-def test_the_repetition_penalty_is_that_of_the_plain_loop(shifted):
-    options = GenerateOptions(gen_length=16, block_length=16, repetition_penalty=1.6, threshold=0.7, exact=True)
-    assert_same(options, shifted=shifted)
+@pytest.mark.parametrize("changes", [{}, {"temperature": 2.0, "policy": "maskgit"}], ids=["best", "drawn"])
+def test_the_repetition_penalty_is_that_of_the_plain_loop(changes, shifted):
+    options = GenerateOptions(
+        gen_length=16, block_length=16, repetition_penalty=1.6, threshold=0.7, exact=True, **changes
+    )
+    assert_same(options, shifted=shifted, count=4)

@@ -134,6 +134,27 @@ def test_redrawing_goes_back_to_where_it_began(narrow):
     assert stream.getvalue().endswith("\r\x1b[2A\x1b[Jaaaa\naaaa\naa\r\x1b[2A\x1b[J")
 
 
+def test_what_scrolled_away_is_not_drawn_again(narrow, monkeypatch):
+    monkeypatch.setenv("LINES", "3")
+    stream = io.StringIO()
+    view = CanvasView(stream, mask_id=MASK, eos_id=EOS, decode=letters)
+    view(step([0] * 4 + [1] * 4 + [2] * 4))
+    assert stream.getvalue() == "\r\x1b[Jbbbb\ncccc"
+    view.erase()
+    assert stream.getvalue().endswith("\r\x1b[1A\x1b[J")
+
+
+def test_frames_that_nobody_could_see_are_left_out(narrow, monkeypatch):
+    clock = iter((0.0, 0.01, 0.04, 0.05))
+    monkeypatch.setattr("pipeline.runner.view.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    view = CanvasView(stream, mask_id=MASK, eos_id=EOS, decode=letters)
+    for number in range(3):
+        view(step([number]))
+    view(step([3], finished=True))
+    assert [letter for letter in stream.getvalue() if letter in "abcd"] == ["a", "c", "d"]
+
+
 def test_colours_are_those_of_the_step_that_wrote(narrow, monkeypatch):
     monkeypatch.setattr("pipeline.runner.view.REDRAW_SECONDS", 1e9)  # between the first step and the last
     stream = io.StringIO()

@@ -51,10 +51,11 @@ def test_a_window_holds_block_and_vicinity_and_stays_in_its_slots(data):
     positions = np.minimum(starts[:, None] + np.arange(block), stops[:, None] - 1)
     first = window.start(starts)
     terms = Terms.of(options, np.zeros(3, np.float32))
-    feeds = block_feeds(Rows(ids=ids, lengths=lengths, positions=positions), window, first, terms)
+    feeds = block_feeds(Rows(ids=ids, lengths=lengths, positions=positions, promptless=-ids), window, first, terms)
     query = feeds.input_ids.shape[1]
     assert query % ALIGN == 0
-    assert (feeds.write_start + query <= slots).all()
+    assert (feeds.write_start == first).all()
+    assert (first + query <= slots).all()
     for b in range(len(lengths)):
         inside = feeds.position_ids[b].tolist()
         assert inside == list(range(first[b], first[b] + query))
@@ -62,6 +63,7 @@ def test_a_window_holds_block_and_vicinity_and_stays_in_its_slots(data):
         assert inside[0] == low
         assert inside[-1] >= high - 1
         assert (feeds.input_ids[b] == ids[b, inside]).all()
+        assert (feeds.promptless_ids[b] == -ids[b, inside]).all()
         asked = feeds.position_ids[b, feeds.head_index[b]]
         assert (asked == np.maximum(positions[b] - shifted, 0)).all()
         alone = min(window.rows, aligned(int(lengths[b])))
