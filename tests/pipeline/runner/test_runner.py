@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
-from pipeline.errors import HashMismatch, InputRefused, UsageFault
+from pipeline.errors import HashMismatch, InputRefused, UsageFault, ValidationFailed
 from pipeline.folder import TOKENIZER_CONFIG
 from pipeline.runner import Completion, GenerateOptions, Piece, Runner, Step, TextModel, generate
 from pipeline.runner.chat import ChatTemplate
@@ -222,6 +223,29 @@ class TestChat:
         for call in (runner.chat, runner.stream):
             with pytest.raises(UsageFault, match="no chat template"):
                 call(self.MESSAGES)
+
+
+def test_a_pass_that_yields_nan_spoils_no_later_request(whole_bundle, monkeypatch):
+    """A slot that is not seen is weighed with 0, and 0 times NaN is NaN: such a cache must not be taken again."""
+    runner, options = Runner(whole_bundle, threads=1), {"policy": "quota", "eos": "forbid"}
+    (before,) = runner.generate(["hello"], **options)
+    run, passes = runner.session.run, []
+
+    def once(feeds, cache=None, *, first_row=0):
+        record = run(feeds, cache, first_row=first_row)
+        passes.append(cache)
+        if len(passes) != 3:
+            return record
+        for array in cache.arrays.values():
+            array.fill(np.nan)
+        return replace(record, tail=np.full_like(record.tail, np.nan))
+
+    monkeypatch.setattr(runner.session, "run", once)
+    with pytest.raises(ValidationFailed, match="NaN"):
+        runner.generate(["hello"], **options)
+    assert len(passes) == 3
+    assert runner.generate(["hello"], **options)[0].result == before.result
+    assert len(passes) > 6
 
 
 def test_guidance_needs_its_graph(runner):
