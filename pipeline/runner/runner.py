@@ -187,12 +187,22 @@ class TextModel:
             )
         return self.template
 
-    def score(self, prompt: str, answer: str, *, samples: int = 128, seed: int = 0, batch_size: int = 32) -> Score:
+    def score(
+        self,
+        prompt: str,
+        answer: str,
+        *,
+        samples: int = 128,
+        seed: int = 0,
+        batch_size: int = 32,
+        guidance: float = 0.0,
+    ) -> Score:
         """A bound on -log2 p(answer | prompt), estimated on drawn masks; raises UsageFault for an empty answer."""
         from pipeline.runner.scoring import score
 
         ids, expected = self.encode(prompt), self.encode(answer, special_tokens=False)
-        return score(self.scoring(), self.settings, ids, expected, samples=samples, seed=seed, batch_size=batch_size)
+        how = {"samples": samples, "seed": seed, "batch_size": batch_size}
+        return score(self.scoring(), self.settings, ids, expected, **how, guidance=guidance)
 
     def scoring(self) -> ScoreSession:
         """The graph that scores, opened at the first call; raises UsageFault where there is none."""
