@@ -154,6 +154,8 @@ class TextModel:
 
     def chat(self, messages: Sequence[Message], options: GenerateOptions | None = None, **changes: Any) -> Completion:
         """The assistant's next turn; raises UsageFault where the model has no chat template."""
+        if isinstance(messages, str):
+            raise UsageFault('messages is one text; expected a list, pass [{"role": "user", "content": text}]')
         chosen = self.options(options, **changes)
         (completion,) = self._finished([self.request(messages, chosen)], chosen, batch_size=1)
         return completion

@@ -62,6 +62,8 @@ class GenerateOptions:
         self._check_numbers()
         if self.steps is not None and self.gen_length is None:
             raise UsageFault(f"steps is {self.steps} without a gen_length to share them over; pass gen_length, too")
+        if isinstance(self.stop, str):
+            raise UsageFault(f"stop is one text, {self.stop!r}; expected a tuple of texts, pass ({self.stop!r},)")
         if "" in self.stop:
             raise UsageFault("stop holds an empty text, which would stop every answer at once; leave it out")
 
