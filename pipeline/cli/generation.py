@@ -21,7 +21,7 @@ POLICY_NAMES = (
 )
 
 
-def _or_nothing(kind: click.ParamType) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+def _or_nothing(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     """Reads a value of this kind, or the option's word for None."""
 
     def read(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
