@@ -24,7 +24,7 @@ from pipeline.models.config import ModelConfig
 from pipeline.models.tokenizer import TokenizerSource
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import dump_recipe
-from pipeline.runner.settings import GenerateOptions, Settings
+from pipeline.runner.settings import Settings
 from pipeline.version import VERSION
 
 # The packages whose versions decide the bytes of model.onnx.
@@ -123,8 +123,8 @@ def _written(parts: BundleParts) -> dict[str, bytes]:
 
 def settings_of(parts: BundleParts) -> Settings:
     """What the runner must know; ids that no token has are banned like those beyond the vocabulary."""
-    generation = GenerateOptions(**parts.recipe.generation.model_dump())
-    settings = Settings.of_model(parts.config, top_k=parts.recipe.lowering.top_k, generation=generation)
+    recipe = parts.recipe
+    settings = Settings.of_model(parts.config, top_k=recipe.lowering.top_k, generation=recipe.generation)
     return replace(settings, vocab_size=min(parts.config.vocab_size, parts.tokenizer.id_limit))
 
 

@@ -6,14 +6,25 @@ How a recipe is read from a file, and what `--set` does, is in `recipe_file.py`.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictStr,
+    model_validator,
+)
 
 from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant, Star, Tac
 from pipeline.calibration.sources import check_source
 from pipeline.errors import UsageFault
+from pipeline.runner.settings import GenerateOptions, read_options
 
 if TYPE_CHECKING:
     from pipeline.models.config import ModelConfig
@@ -220,20 +231,21 @@ class Validation(Part):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 
-class Generation(Part):
-    """Defaults of `dllmc run`; `steps` null means one step a token at most."""
+def _generation(value: Any) -> GenerateOptions:
+    """What `config.json` takes, a recipe takes; and a block that the canvas has no room for is a mistake there."""
+    if isinstance(value, GenerateOptions):
+        return value
+    try:
+        options = read_options(value)
+    except UsageFault as fault:
+        raise ValueError(str(fault)) from None
+    if options.gen_length is not None and options.block_length > options.gen_length:
+        raise ValueError(f"block_length {options.block_length} is longer than gen_length {options.gen_length}")
+    return options
 
-    gen_length: int = Field(default=32, ge=1, le=65536)
-    block_length: int = Field(default=32, ge=1, le=65536)
-    policy: Literal["quota", "threshold"] = "threshold"
-    threshold: float = Field(default=0.9, gt=0, le=1)
-    steps: Annotated[int, Field(ge=1, le=65536)] | None = None
 
-    @model_validator(mode="after")
-    def _combine(self) -> Generation:
-        if self.block_length > self.gen_length:
-            raise ValueError(f"block_length {self.block_length} is longer than gen_length {self.gen_length}")
-        return self
+# Defaults of the bundle, each of which an option of the command line or of the call replaces.
+Generation = Annotated[GenerateOptions, PlainValidator(_generation), PlainSerializer(asdict)]
 
 
 class Recipe(Part):
@@ -260,7 +272,7 @@ class Recipe(Part):
     tac: TacPart = TacPart()
     lowering: Lowering = Lowering()
     validation: Validation = Validation()
-    generation: Generation = Generation()
+    generation: Generation = GenerateOptions()
     threads: int = Field(default=2, ge=1, le=1024)
 
     @model_validator(mode="after")
@@ -275,6 +287,11 @@ class Recipe(Part):
             raise ValueError(f"method none quantises nothing, but {', '.join(below)} is below 16; set method: rtn")
         if self.method != "none" and not below:
             raise ValueError(f"method {self.method} has nothing to quantise: every part has 16 bits; set method: none")
+        if self.generation.guidance > 0 and not self.lowering.guidance:
+            raise ValueError(
+                f"generation.guidance {self.generation.guidance} needs a graph for it, and lowering.guidance is false; "
+                "set it to true, or generation.guidance to 0"
+            )
         if self.skip and self.linear.w_bits == 16:
             raise ValueError("skip names linears to keep at 16 bits, but linear.w_bits is 16 already")
         return self
@@ -329,11 +346,13 @@ class Recipe(Part):
                 )
         if self.lowering.top_k > config.vocab_size:
             raise UsageFault(f"lowering.top_k {self.lowering.top_k} exceeds the vocabulary of {config.vocab_size}")
-        if self.generation.gen_length > config.max_length:
-            raise UsageFault(
-                f"generation.gen_length {self.generation.gen_length} exceeds the model's maximum length of "
-                f"{config.max_length} tokens"
-            )
+        lengths = {name: getattr(self.generation, name) for name in ("gen_length", "block_length")}
+        for name, length in lengths.items():
+            if length is not None and length > config.max_length:
+                raise UsageFault(
+                    f"generation.{name} {length} exceeds the model's maximum length of {config.max_length} tokens; "
+                    f"pass --set generation.{name}=N with a smaller N"
+                )
         names = linear_names(config)
         for pattern in self.skip:
             if not any(fnmatchcase(name, pattern) for name in names):

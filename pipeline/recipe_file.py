@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,23 +147,31 @@ def _find(name_or_file: str) -> Path:
     )
 
 
-def _section(keys: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model class that this path of keys leads to; None for a plain field or an unknown key."""
-    model: type[BaseModel] = Recipe
+def _keys(section: type) -> dict[str, Any]:
+    """The keys of a section and the type of each."""
+    if is_dataclass(section):
+        return {each.name: each.type for each in fields(section)}
+    assert issubclass(section, BaseModel)
+    return {name: each.annotation for name, each in section.model_fields.items()}
+
+
+def _section(keys: Sequence[str | int]) -> type | None:
+    """The class that this path of keys leads to; None for a plain field or an unknown key."""
+    section: type = Recipe
     for key in keys:
-        field = model.model_fields.get(str(key))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = _keys(section).get(str(key))
+        if not (isinstance(inner, type) and (is_dataclass(inner) or issubclass(inner, BaseModel))):
             return None
-        model = field.annotation
-    return model
+        section = inner
+    return section
 
 
-def _dotted_names(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def _dotted_names(section: type = Recipe, prefix: str = "") -> list[str]:
     names = []
-    for key in model.model_fields:
-        section = _section([*prefix.split(".")[:-1], key])
+    for key in _keys(section):
+        inner = _section([*prefix.split(".")[:-1], key])
         names.append(prefix + key)
-        names += _dotted_names(section, f"{prefix}{key}.") if section else []
+        names += _dotted_names(inner, f"{prefix}{key}.") if inner else []
     return names
 
 
@@ -171,7 +180,7 @@ def _check_known(keys: Sequence[str]) -> None:
         section = _section(keys[:depth])
         if section is None:
             raise UsageFault(f"recipe key {'.'.join(keys[:depth])!r} is a value, it has no {key!r} inside")
-        if key not in section.model_fields:
+        if key not in _keys(section):
             raise UsageFault(_unknown(keys[: depth + 1]))
 
 

@@ -87,6 +87,7 @@ def command(
             asked,
             list(cases_of(options, policies, block_lengths, batch_sizes or (1,))),
             repeats=repeats,
+            decode=runner.decode,
             on_run=lambda done, total: stage.advance(done, total, "runs"),
         )
     source = "random ids" if task is None else task.name

@@ -15,14 +15,23 @@ import click
 @click.option("--answer", metavar="TEXT", required=True, help="The text whose likelihood is asked.")
 @click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="Masks drawn.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Key of the masks.")
+@click.option("--guidance", type=float, default=0.0, show_default=True, help="Strength of classifier-free guidance.")
 @click.option("--threads", type=click.IntRange(min=1), help="Cores to use [all].")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    folder: Path, prompt: str, answer: str, samples: int, seed: int, threads: int | None, as_json: bool
+    folder: Path,
+    prompt: str,
+    answer: str,
+    samples: int,
+    seed: int,
+    guidance: float,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Say how likely an answer is: an upper bound on -log2 p(answer | prompt), estimated on drawn masks.
 
-    Answers with equal numbers of tokens see equal masks, so their difference says which is likelier.
+    Answers with equal numbers of tokens see equal masks, so their difference says which is likelier. The bundle's
+    defaults of generation have no part in it.
 
     \b
     dllmc score exported/tiny-llada-rtn-w8a8 --prompt "547+985=" --answer "7+5=12;4+8+1=13;5+9+1=15;1532"
@@ -32,7 +41,7 @@ def command(
 
     with Progress(json=as_json).stage("load", brief=True) as stage:
         runner = Runner(folder, threads=threads, on_bytes=stage.advance_bytes)
-    score = runner.score(prompt, answer, samples=samples, seed=seed)
+    score = runner.score(prompt, answer, samples=samples, seed=seed, guidance=guidance)
     if as_json:
         click.echo(json.dumps({**asdict(score), "bits_per_token": score.bits_per_token}))
     else:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.backends.backend import Cache, Feeds, Record, Session
 from pipeline.errors import UsageFault
+from pipeline.runner.batch import Decode
 from pipeline.runner.loop import Engine
 from pipeline.runner.results import Done, Request
 from pipeline.runner.settings import GenerateOptions, Settings
@@ -102,13 +103,13 @@ class TimedSession:
         self.inner.close()
 
 
-def measure(engine: Engine, session: TimedSession, prompts: Prompts, case: Case) -> Run:
+def measure(engine: Engine, session: TimedSession, prompts: Prompts, case: Case, decode: Decode | None = None) -> Run:
     """Generate once from every prompt; `session` is the engine's."""
     session.clear()
     requests = [Request(ids=ids, request=number) for number, ids in enumerate(prompts)]
     turns = engine.turns
     started = time.perf_counter()
-    events = engine.run(requests, case.options, batch_size=case.batch_size, watched=False)
+    events = engine.run(requests, case.options, batch_size=case.batch_size, decode=decode, watched=False)
     results = [event.result for event in events if isinstance(event, Done)]
     wall_ms = 1e3 * (time.perf_counter() - started)
     return Run(
@@ -150,11 +151,12 @@ def benchmark(
     cases: Sequence[Case],
     *,
     repeats: int = 3,
+    decode: Decode | None = None,
     on_run: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """All cases by turns, after one that is not counted; `on_run` gets the runs done and to do.
 
-    Raises UsageFault for a case that cannot be; either all cases are guided or none.
+    `decode` is needed for stop texts. Raises UsageFault for a case that cannot be; all cases are guided or none.
     """
     if not prompts or not cases:
         raise UsageFault("there are no prompts, or no cases, to measure")
@@ -166,7 +168,7 @@ def benchmark(
     done, total = 0, (repeats + 1) * len(cases)
     for turn in range(repeats + 1):
         for number, case in enumerate(cases):
-            run = measure(watched, timed, prompts, case)
+            run = measure(watched, timed, prompts, case, decode)
             if turn > 0:  # the first one allocates
                 runs[number].append(run)
             done += 1

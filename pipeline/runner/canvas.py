@@ -36,7 +36,7 @@ class Canvases:
 
     def __init__(self, places: int, settings: Settings, options: GenerateOptions) -> None:
         self.settings, self.options = settings, options
-        self.width = block_width(options)
+        self.width = block_width(settings, options)
         self.window = Window.of(settings, options)
         self.entry = Window.of(settings, options, behind=self.width)  # of the first pass of a block, if no full one
         self.requests: list[Request | None] = [None] * places

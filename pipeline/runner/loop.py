@@ -186,8 +186,13 @@ def checked(request: Request, settings: Settings, options: GenerateOptions) -> R
 
 def checked_prompt(prompt: Sequence[int], settings: Settings, options: GenerateOptions) -> list[int]:
     """The prompt as a list; raises UsageFault when the canvas is too long, InputRefused for an id out of range."""
-    wanted = 1 if options.gen_length is None else options.gen_length
-    if len(prompt) + wanted > settings.max_length:
+    wanted = options.gen_length
+    if wanted is None and len(prompt) >= settings.max_length:
+        raise UsageFault(
+            f"the prompt has {len(prompt)} tokens; the model takes {settings.max_length}, and an answer needs one of "
+            "them. Shorten the prompt"
+        )
+    if wanted is not None and len(prompt) + wanted > settings.max_length:
         raise UsageFault(
             f"the prompt has {len(prompt)} tokens and gen-length is {wanted}: {len(prompt) + wanted} together; "
             f"the model takes {settings.max_length}. Shorten the prompt or lower --gen-length"

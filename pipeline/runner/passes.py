@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.backends.backend import OUTPUTS, Cache, Feeds, Ids, Record
+from pipeline.errors import ValidationFailed
 from pipeline.runner.caches import ROOMY, Caches
 from pipeline.runner.canvas import Blocks, Canvases
 from pipeline.runner.monitor import Monitor
@@ -35,7 +36,7 @@ class Passes:
         if not self.cached:
             rows.nfe_full[places] += 1
             given = rows.rows(places, rows.length[places], blocks.positions, guided=self.terms.guided)
-            return self.session.run(full_feeds(given, rows.window.shift, self.terms))
+            return self._pass(full_feeds(given, rows.window.shift, self.terms))
         full, first = rows.refresh[places], rows.block_step[places] == 0
         if not (full.any() or first.any()):  # most steps: host time counts
             rows.nfe_block[places] += 1
@@ -92,13 +93,20 @@ class Passes:
             here = places[self.slots[places] == slots]
             for span in runs(here.tolist(), gap=0 if window is None else BRIDGE, bridged=self._bridged):
                 inside = here[(here >= span.start) & (here < span.stop)]
-                record = self.session.run(self._feeds(blocks, span, inside, window), cache, first_row=span.start)
+                record = self._pass(self._feeds(blocks, span, inside, window), cache, first_row=span.start)
                 pieces.append((inside, _rows_of(record, inside - span.start)))
         return pieces
 
     def _bridged(self, place: int) -> bool:
         """Whether it does not matter what a pass leaves in this row: it is free, or written anew."""
         return self.canvases.requests[place] is None or bool(self.canvases.refresh[place])
+
+    def _pass(self, feeds: Feeds, cache: Cache | None = None, *, first_row: int = 0) -> Record:
+        """Raises ValidationFailed for NaN or infinity in any row, those between too: it would stay in the cache."""
+        record = self.session.run(feeds, cache, first_row=first_row)
+        if not (np.isfinite(record.tail).all() and np.isfinite(record.top_logits).all()):
+            raise ValidationFailed("the model produced NaN or infinite logits; its bundle cannot be trusted")
+        return record
 
     def _feeds(self, blocks: Blocks, span: range, used: Ids, window: Window | None) -> Feeds:
         """Inputs of a call over the places of `span`; those not `used` compute padding."""

@@ -154,6 +154,8 @@ class TextModel:
 
     def chat(self, messages: Sequence[Message], options: GenerateOptions | None = None, **changes: Any) -> Completion:
         """The assistant's next turn; raises UsageFault where the model has no chat template."""
+        if isinstance(messages, str):
+            raise UsageFault('messages is one text; expected a list, pass [{"role": "user", "content": text}]')
         chosen = self.options(options, **changes)
         (completion,) = self._finished([self.request(messages, chosen)], chosen, batch_size=1)
         return completion
@@ -187,12 +189,22 @@ class TextModel:
             )
         return self.template
 
-    def score(self, prompt: str, answer: str, *, samples: int = 128, seed: int = 0, batch_size: int = 32) -> Score:
+    def score(
+        self,
+        prompt: str,
+        answer: str,
+        *,
+        samples: int = 128,
+        seed: int = 0,
+        batch_size: int = 32,
+        guidance: float = 0.0,
+    ) -> Score:
         """A bound on -log2 p(answer | prompt), estimated on drawn masks; raises UsageFault for an empty answer."""
         from pipeline.runner.scoring import score
 
         ids, expected = self.encode(prompt), self.encode(answer, special_tokens=False)
-        return score(self.scoring(), self.settings, ids, expected, samples=samples, seed=seed, batch_size=batch_size)
+        how = {"samples": samples, "seed": seed, "batch_size": batch_size}
+        return score(self.scoring(), self.settings, ids, expected, **how, guidance=guidance)
 
     def scoring(self) -> ScoreSession:
         """The graph that scores, opened at the first call; raises UsageFault where there is none."""

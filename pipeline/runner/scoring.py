@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.backends.backend import Feeds, Floats, Ids
 from pipeline.backends.guided import paired
@@ -62,13 +63,17 @@ def score(
     samples: int = 128,
     seed: int = 0,
     batch_size: int = 32,
+    guidance: float = 0.0,
 ) -> Score:
     """Score the ids of an answer; the draws depend on (seed, length of the answer) alone.
 
+    With `guidance` its tokens have the probabilities of guided logits, and a canvas goes through the model twice.
     Raises UsageFault for an empty answer, a mask id, too long a text or no samples, InputRefused for an unknown id.
     """
     if samples < 1 or batch_size < 1:
         raise UsageFault(f"samples is {samples} and batch_size {batch_size}; expected 1 or more of each")
+    if not 0.0 <= guidance < math.inf:
+        raise UsageFault(f"guidance is {guidance}; expected 0 or more")
     ids = scored_canvas(prompt, answer, settings)
     length = len(answer)
     masks = [
@@ -76,11 +81,14 @@ def score(
         for mask in stratified_masks(length, samples, random.Random(f"{seed}/{length}"))
     ]
     bits = np.zeros(samples)
-    nfe = 0
-    for batch in batches(masks, settings.embedding_size, batch_size):
+    nfe, passes = 0, 2 if guidance > 0 else 1  # of a canvas: with its prompt, and without
+    for batch in batches(masks, settings.embedding_size * passes, batch_size):
         feeds, targets = batch_feeds(ids, batch, settings)
-        log_p = session.log_probabilities(feeds, targets).astype(np.float64)
-        nfe += len(batch)
+        if guidance > 0:
+            log_p = guided_log_probabilities(session, guided(feeds, len(prompt), guidance, settings.mask_id), targets)
+        else:
+            log_p = session.log_probabilities(feeds, targets).astype(np.float64)
+        nfe += len(batch) * passes
         for piece, row in zip(batch, log_p, strict=True):
             bits[piece.sample] -= row[: len(piece.asked)].sum() / math.log(2)
     if not np.isfinite(bits).all():
@@ -150,6 +158,32 @@ def batch_feeds(ids: Ids, pieces: Sequence[Piece], settings: Settings) -> tuple[
     return feeds, ids[positions]
 
 
+def guided(feeds: Feeds, prompt: int, strength: float, mask_id: int) -> Feeds:
+    """The same canvases, guided, where their first `prompt` ids are the prompt."""
+    promptless = feeds.input_ids.copy()
+    promptless[:, :prompt] = mask_id
+    return replace(feeds, guidance=np.full(len(promptless), strength, np.float32), promptless_ids=promptless)
+
+
+def guided_logits(session: ScoreSession, feeds: Feeds) -> Floats:
+    """Biased logits [B, R, V] of guided feeds: c + s (c - u), c with the prompt and u without."""
+    assert feeds.guidance is not None
+    # The bias comes last: a ban is so large that a difference of two banned logits is noise.
+    pairs = session.logits(replace(paired(feeds), logit_bias=np.zeros_like(feeds.logit_bias), guidance=None))
+    with_prompt, without = pairs[0::2], pairs[1::2]
+    combined: Floats = with_prompt + feeds.guidance[:, None, None] * (with_prompt - without) + feeds.logit_bias
+    return combined
+
+
+def guided_log_probabilities(session: ScoreSession, feeds: Feeds, target_ids: Ids) -> npt.NDArray[np.float64]:
+    """ln p [B, R] of an id at each head row under guided logits."""
+    logits = guided_logits(session, feeds).astype(np.float64)
+    best = logits.max(axis=-1)
+    total = best + np.log(np.exp(logits - best[..., None]).sum(axis=-1))
+    chosen: npt.NDArray[np.float64] = np.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0] - total
+    return chosen
+
+
 def row_logits(session: ScoreSession, feeds: Feeds, row: int, head_row: int) -> Floats:
     """Biased logits [V] of one head row of a full pass, for draws that its record does not hold; guided if it is."""
     one = slice(row, row + 1)
@@ -164,11 +198,5 @@ def row_logits(session: ScoreSession, feeds: Feeds, row: int, head_row: int) -> 
         guidance=None if strength is None else strength[one],
         promptless_ids=None if promptless is None else promptless[one],
     )
-    if strength is None:
-        logits: Floats = session.logits(alone)[0, 0]
-        return logits
-    # The bias comes last: a ban is so large that a difference of two banned logits is noise.
-    pair = session.logits(replace(paired(alone), logit_bias=np.zeros_like(feeds.logit_bias), guidance=None))
-    with_prompt, without = pair[:, 0]
-    combined: Floats = with_prompt + strength[row] * (with_prompt - without) + feeds.logit_bias
-    return combined
+    logits: Floats = (session.logits(alone) if strength is None else guided_logits(session, alone))[0, 0]
+    return logits

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.models.config import ModelConfig
 
 CONFIG_VERSION = 1
+MOST = 2**31 - 1  # of anything that is counted, so that sums of such numbers are int64
 LOWEST_TEMPERATURE = 1e-3  # below it logits / T leaves the range of float32
 EOS_MODES = ("none", "forbid", "last", "threshold")
 
@@ -55,12 +56,14 @@ class GenerateOptions:
         """Raise UsageFault for a value that cannot be meant."""
         for name in ("gen_length", "block_length", "steps", "refresh_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageFault(f"{name} is {value}; expected 1 or more")
+            if value is not None and not 1 <= value <= MOST:
+                raise UsageFault(f"{name} is {value}; expected 1 to {MOST}")
         self._check_names()
         self._check_numbers()
         if self.steps is not None and self.gen_length is None:
             raise UsageFault(f"steps is {self.steps} without a gen_length to share them over; pass gen_length, too")
+        if isinstance(self.stop, str):
+            raise UsageFault(f"stop is one text, {self.stop!r}; expected a tuple of texts, pass ({self.stop!r},)")
         if "" in self.stop:
             raise UsageFault("stop holds an empty text, which would stop every answer at once; leave it out")
 
@@ -83,8 +86,8 @@ class GenerateOptions:
         for name in ("entropy_bound", "guidance"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UsageFault(f"{name} is {getattr(self, name)}; expected 0 or more")
-        if min(self.vicinity) < 0:
-            raise UsageFault(f"vicinity is {self.vicinity}; expected 0 or more rows left and right")
+        if not 0 <= min(self.vicinity) <= max(self.vicinity) <= MOST:
+            raise UsageFault(f"vicinity is {self.vicinity}; expected 0 to {MOST} rows left and right")
         if not (self.temperature == 0.0 or LOWEST_TEMPERATURE <= self.temperature < math.inf):
             raise UsageFault(
                 f"temperature is {self.temperature}; expected 0 (the best token) or at least {LOWEST_TEMPERATURE}"
@@ -128,17 +131,24 @@ def read_settings(path: Path) -> Settings:
         raise InputRefused(f"{path} cannot be read as JSON: {fault}") from None
     if not isinstance(content, dict) or content.pop("dllmc_config", None) != CONFIG_VERSION:
         raise InputRefused(f'{path} is not a runner configuration: expected an object with "dllmc_config": 1')
-    generation = content.pop("generation", {})
-    if not isinstance(generation, dict):
-        raise InputRefused(f"{path}: generation is {generation!r}; expected an object")
-    options = GenerateOptions(**_checked(generation, GenerateOptions, f"{path}: generation"))
-    settings = Settings(**_checked(content, Settings, str(path)), generation=options)
+    where = f"{path}: generation"
     try:
-        options.check()
+        generation = read_options(content.pop("generation", {}))
+        where = f"{path}"
+        settings = Settings(**_checked(content, Settings), generation=generation)
     except UsageFault as fault:
-        raise InputRefused(f"{path}: generation: {fault}") from None
+        raise InputRefused(f"{where}: {fault}") from None
     _check_sizes(settings, path)
     return settings
+
+
+def read_options(content: Any) -> GenerateOptions:
+    """The options that an object of JSON or YAML names, the others at their defaults; raises UsageFault."""
+    if not isinstance(content, dict):
+        raise UsageFault(f"found {content!r}; expected an object")
+    options = GenerateOptions(**_checked(content, GenerateOptions))
+    options.check()
+    return options
 
 
 # Annotations are strings here (PEP 563), which is what makes these tables possible on every Python.
@@ -155,19 +165,30 @@ _LISTS: dict[str, tuple[type, int | None]] = {
     "tuple[int, int]": (int, 2),
     "tuple[str, ...]": (str, None),
 }
+_WORDS = {
+    "int": "a whole number",
+    "int | None": "a whole number or null",
+    "bool": "true or false",
+    "float": "a number",
+    "float | None": "a number or null",
+    "str": "a text",
+    "tuple[int, int]": "a list of two whole numbers",
+    "tuple[str, ...]": "a list of texts",
+}
 
 
-def _checked(content: dict[str, Any], target: type[Settings | GenerateOptions], where: str) -> dict[str, Any]:
+def _checked(content: dict[str, Any], target: type[Settings | GenerateOptions]) -> dict[str, Any]:
     wanted = {f.name: f for f in fields(target) if f.name != "generation"}
-    unknown = [name for name in content if name not in wanted]
-    if unknown:
-        raise InputRefused(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(wanted)}")
+    if unknown := [name for name in content if name not in wanted]:
+        near = difflib.get_close_matches(str(unknown[0]), wanted, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(wanted)}"
+        raise UsageFault(f"unknown key {unknown[0]!r}; {hint}")
     if target is Settings and (missing := [name for name in wanted if name not in content]):
-        raise InputRefused(f"{where}: key {missing[0]!r} is missing")
+        raise UsageFault(f"key {missing[0]!r} is missing")
     for name, value in content.items():
         kind = str(wanted[name].type)
         if not (_is_list(value, *_LISTS[kind]) if kind in _LISTS else _is_scalar(value, kind)):
-            raise InputRefused(f"{where}: {name} is {value!r}; expected {kind}")
+            raise UsageFault(f"{name} is {value!r}; expected {_WORDS[kind]}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 

@@ -30,9 +30,9 @@ def bucket(slots: int) -> int:
     return -(-slots // grain) * grain
 
 
-def block_width(options: GenerateOptions) -> int:
+def block_width(settings: Settings, options: GenerateOptions) -> int:
     """R: head rows of every pass under these options."""
-    return min(options.block_length, options.gen_length or options.block_length)
+    return min(options.block_length, options.gen_length or settings.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Window:
         left, right = options.vicinity
         shift = int(settings.shifted_logits)
         before = left + shift + behind
-        return cls(before=before, rows=aligned(before + block_width(options) + right), shift=shift)
+        return cls(before=before, rows=aligned(before + block_width(settings, options) + right), shift=shift)
 
     def start(self, block_start: Ids) -> Ids:
         """First row of the window [B]."""

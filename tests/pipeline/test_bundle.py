@@ -2,7 +2,7 @@
 
 import json
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.manifest import build_manifest, verify
 from pipeline.models.config import ModelConfig
 from pipeline.models.tokenizer import TokenizerSource
 from pipeline.recipe_file import load_recipe, read_resolved
-from pipeline.runner.settings import read_settings
+from pipeline.runner.settings import GenerateOptions, read_settings
 
 CONFIG = ModelConfig(
     family="dream",
@@ -105,6 +105,42 @@ def test_a_bundle_verifies_and_holds_what_a_device_needs(tmp_path: Path) -> None
     assert (settings.vocab_size, settings.top_k, settings.generation.gen_length) == (300, 8, 48)
     chat = json.loads((target / "tokenizer_config.json").read_bytes())
     assert chat == {"chat_template": "{{ x }}", "special_ids": {"eos_token": 298}}
+
+
+def test_what_the_recipe_chose_is_what_the_runner_starts_from(tmp_path: Path) -> None:
+    """Every option, at a value that is not its default."""
+    chosen = GenerateOptions(
+        gen_length=40,
+        block_length=8,
+        steps=20,
+        policy="local_leap",
+        threshold=0.75,
+        factor=2.0,
+        entropy_bound=0.5,
+        temperature=0.25,
+        top_p=0.875,
+        seed=7,
+        repetition_penalty=1.5,
+        eos="last",
+        eos_threshold=0.5,
+        edit=0.5,
+        exact=True,
+        refresh_every=3,
+        vicinity=(5, 2),
+        guidance=1.5,
+        stop=("\n\n", "Question: "),
+        monitor=True,
+    )
+    assert not [name for name, value in asdict(GenerateOptions()).items() if value == getattr(chosen, name)]
+    sets = [
+        "lowering.guidance=true",
+        *(f"generation.{name}={json.dumps(value)}" for name, value in asdict(chosen).items()),
+    ]
+    parts = make_parts(tmp_path / "work", recipe=load_recipe("rtn-w4a4", sets))
+    (tmp_path / "work" / "guided.onnx").write_bytes(b"pairs")
+    bundle(parts, tmp_path / "bundle")
+    assert read_settings(tmp_path / "bundle" / "config.json").generation == chosen
+    assert read_resolved(tmp_path / "bundle" / "recipe.yaml").generation == chosen
 
 
 def test_the_manifest_describes_the_graph_from_the_file(tmp_path: Path) -> None:

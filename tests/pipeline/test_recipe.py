@@ -24,6 +24,8 @@ from pipeline.recipe_file import (
     parse_yaml,
     read_resolved,
 )
+from pipeline.runner.policies import POLICIES
+from pipeline.runner.settings import EOS_MODES, GenerateOptions
 
 CONFIG = ModelConfig(
     family="llada",
@@ -52,7 +54,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
     w_bits, a_bits = draw(st.sampled_from(sorted(LINEAR_FORMATS)))
     group = draw(st.sampled_from([0, 16, 128]))
     head = draw(st.sampled_from([16, 8]))
-    gen_length = draw(st.integers(1, 4096))
     return Recipe.model_validate(
         {
             "name": draw(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)),
@@ -67,13 +68,31 @@ def recipes(draw: st.DrawFn) -> Recipe:
             "head": {"bits": head},
             "skip": draw(st.lists(st.text(max_size=10), max_size=3)) if w_bits < 16 else [],
             "validation": {"max_nll_increase": draw(st.floats(0, 1e3)), "min_argmax_agreement": draw(st.floats(0, 1))},
-            "generation": {
-                "gen_length": gen_length,
-                "block_length": draw(st.integers(1, gen_length)),
-                "steps": draw(st.none() | st.integers(1, 64)),
-            },
+            "lowering": {"guidance": True},
+            "generation": draw(generations()),
         }
     )
+
+
+@st.composite
+def generations(draw: st.DrawFn) -> dict[str, Any]:
+    gen_length = draw(st.none() | st.integers(1, 4096))
+    count, share = st.integers(0, 99), st.floats(0.0625, 1)
+    return {
+        "gen_length": gen_length,
+        "block_length": draw(st.integers(1, gen_length or 4096)),
+        "steps": None if gen_length is None else draw(st.none() | st.integers(1, 64)),
+        "policy": draw(st.sampled_from(sorted(POLICIES))),
+        "eos": draw(st.sampled_from(EOS_MODES)),
+        "edit": draw(st.none() | share),
+        "vicinity": draw(st.lists(count, min_size=2, max_size=2)),
+        "stop": draw(st.lists(st.text(min_size=1, max_size=3), max_size=2)),
+        **{name: draw(share) for name in ("threshold", "top_p", "eos_threshold", "factor", "repetition_penalty")},
+        **{name: draw(st.just(0.0) | share) for name in ("temperature", "guidance", "entropy_bound")},
+        **{name: draw(st.booleans()) for name in ("exact", "monitor")},
+        "seed": draw(count),
+        "refresh_every": draw(st.integers(1, 9)),
+    }
 
 
 @given(recipes())
@@ -157,7 +176,14 @@ def test_a_key_with_one_letter_wrong_is_answered_with_the_right_one(key: str, da
         ("method: none\nskip: [a]", "skip names linears to keep at 16 bits, but linear.w_bits is 16"),
         ("generation: {gen_length: 8}", "block_length 32 is longer than gen_length 8"),
         ("lowering: {opset: 23}", "opset 23 cannot write a cache in place; use cache: window"),
-        ("generation: {threshold: 0}", "generation.threshold: input should be greater than 0; found 0"),
+        ("generation: {threshold: 0}", "generation: threshold is 0; expected more than 0 and at most 1"),
+        ("generation: {threshold: '1'}", "generation: threshold is '1'; expected a number"),
+        ("generation: {vicinity: [1]}", "generation: vicinity is [1]; expected a list of two whole numbers"),
+        ("generation: {polcy: quota}", "generation: unknown key 'polcy'; did you mean 'policy'?"),
+        ("generation: {policy: qota}", "generation: unknown policy 'qota'; known: quota"),
+        ("generation: {steps: 4, gen_length: null}", "generation: steps is 4 without a gen_length"),
+        ("generation: {guidance: 1}", "generation.guidance 1 needs a graph for it, and lowering.guidance is false"),
+        ("generation: 3", "generation: found 3; expected an object"),
         ("validation: {max_nll_increase: .nan}", "validation.max_nll_increase: input should be a finite number"),
         ("method: magic", "or 'star'; found 'magic'"),
         ("name: ../../etc", "name: string should match pattern"),
@@ -243,6 +269,10 @@ def test_built_in_recipes_fit_the_reference_models(name: str) -> None:
         (["linear.w_group=256"], "linear.w_group 256 does not divide the model's hidden_size 128"),
         (["lowering.top_k=384"], "lowering.top_k 384 exceeds the vocabulary of 380"),
         (["generation.gen_length=257"], "generation.gen_length 257 exceeds the model's maximum length of 256"),
+        (
+            ["generation.gen_length=null", "generation.block_length=257"],
+            "generation.block_length 257 exceeds the model's maximum length of 256 tokens; pass --set",
+        ),
         (["skip=[blocks.2.*]"], "skip pattern 'blocks.2.*' matches no linear"),
     ],
 )
@@ -261,6 +291,15 @@ def test_skip_patterns_name_linears() -> None:
     recipe.check_against(CONFIG)
     kept = [name for name in linear_names(CONFIG) if recipe.skips(name)]
     assert kept == [name for name in linear_names(CONFIG) if name.startswith("blocks.0.")] + ["blocks.1.mlp.down_proj"]
+
+
+@given(generations())
+def test_a_recipe_says_all_that_the_runner_may_be_told(generation: dict[str, Any]) -> None:
+    assert set(generation) == {field.name for field in fields(GenerateOptions)}
+    data = {"name": "x", "method": "none", "lowering": {"guidance": True}}
+    assert Recipe.model_validate(data).generation == GenerateOptions()
+    lists = {name: tuple(value) for name, value in generation.items() if isinstance(value, list)}
+    assert Recipe.model_validate(data | {"generation": generation}).generation == GenerateOptions(**generation | lists)
 
 
 def test_sections_of_methods_are_the_options_that_passes_read() -> None:

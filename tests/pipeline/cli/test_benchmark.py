@@ -41,6 +41,14 @@ def test_a_table_for_people(whole_bundle, capsys):
     assert "2 prompts of random ids, medians of 1" in lines[3]
 
 
+def test_stop_texts_stop(whole_bundle, capsys):
+    tokens = []
+    for stop in ([], ["--stop", "a", "--stop", "b", "--stop", "c", "--stop", "d", "--stop", "e"]):
+        assert bench(whole_bundle, *stop, "--json") == 0
+        tokens.append(json.loads(capsys.readouterr().out)["cases"][0]["tokens"])
+    assert tokens[1] < tokens[0]
+
+
 def test_prompts_of_a_task(whole_bundle, tmp_path, capsys):
     path = tmp_path / "task.jsonl"
     path.write_text("".join(json.dumps({"prompt": text, "answer": "b"}) + "\n" for text in ("abc", "a", "ab")))

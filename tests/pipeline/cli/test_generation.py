@@ -1,12 +1,12 @@
 """The options of generation on the command line: every one of them reaches the loop, none changes what is not given."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli.generation import POLICY_NAMES, chosen, described, generation_options
+from pipeline.cli.generation import OPTIONS, POLICY_NAMES, chosen, described, generation_options, said
 from pipeline.errors import UsageFault
 from pipeline.runner import GenerateOptions, Settings
 from pipeline.runner.policies import POLICIES
@@ -71,19 +71,48 @@ def test_what_is_not_given_is_the_bundles():
     assert parse([]) == OTHER
 
 
-def test_a_canvas_that_grows():
-    assert parse(["--gen-length", "auto"]).gen_length is None
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--gen-length", "auto"], {"gen_length": None}),
+        (["--steps", "auto"], {"steps": None}),
+        (["--edit", "off"], {"edit": None}),
+        (["--stop", ""], {"stop": ()}),
+        (["--no-exact"], {"exact": False}),
+        (["--no-monitor"], {"monitor": False}),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_what_the_bundle_turns_on_can_be_turned_off(words, expected):
+    on = replace(SETTINGS, generation=replace(OTHER, steps=None if "gen_length" in expected else 5))
+    assert parse(words, on) == replace(on.generation, **expected) != on.generation
 
 
-@pytest.mark.parametrize("words", [["--gen-length", "0"], ["--gen-length", "long"], ["--block-length", "0"]])
-def test_no_length_is_refused(words):
+def test_help_says_the_defaults():
+    shown = {name: option(lambda: None).__click_params__[-1].help for name, option in OPTIONS.items()}
+    usual = {name: said(name, value) or "none" for name, value in asdict(GenerateOptions()).items()}
+    assert {name: text.partition("[bundle's, or ")[2].rstrip("].") for name, text in shown.items()} == usual
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--gen-length", "0"],
+        ["--gen-length", "long"],
+        ["--block-length", "0"],
+        ["--steps", "0"],
+        ["--steps", "off"],
+        ["--edit", "auto"],
+    ],
+)
+def test_what_is_no_number_is_refused(words):
     with pytest.raises(click.UsageError) as caught:
         parse(words)
     assert words[0] in caught.value.format_message()
 
 
 @pytest.mark.parametrize(
-    "words", [["--threshold", "1.5"], ["--threshold", "-0.1"], ["--policy", "best"], ["--stop", ""]]
+    "words", [["--threshold", "1.5"], ["--threshold", "-0.1"], ["--policy", "best"], ["--stop", "a", "--stop", ""]]
 )
 def test_what_cannot_be_meant_is_refused(words):
     with pytest.raises(UsageFault):

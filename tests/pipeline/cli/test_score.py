@@ -28,9 +28,19 @@ def test_the_command_says_what_the_runner_computes(scoring, capsys):
     assert capsys.readouterr().out.startswith(f"at most {body['bits']:.3f} bits, ")
 
 
+def test_guidance_is_said_here_and_needs_no_graph_of_its_own(scoring, capsys):
+    runner = Runner(scoring, 1)
+    expected = runner.score("ab", "cde", samples=8, guidance=1.5)
+    assert expected.bits != pytest.approx(runner.score("ab", "cde", samples=8).bits, rel=0.01)
+    assert main(["score", str(scoring), *PLUS, "--samples", "8", "--guidance", "1.5", "--threads", "1", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert (body["bits"], body["nfe"]) == (pytest.approx(expected.bits, abs=1e-5), 16)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
+        ([*PLUS, "--guidance", "-1"], "guidance is -1.0; expected 0 or more"),
         (["--prompt", "a", "--answer", ""], "the answer has no tokens"),
         (["--prompt", "a"], "--answer"),
         ([*PLUS, "--samples", "0"], "--samples"),

@@ -94,9 +94,9 @@ def test_cases_take_turns_and_the_first_turn_is_not_counted(monkeypatch):
         counted.append(len(runs))
         return case.facts()
 
-    def watch(engine, session, prompts, case):
+    def watch(engine, session, prompts, case, decode):
         order.append(case.batch_size)
-        return measure(engine, session, prompts, case)
+        return measure(engine, session, prompts, case, decode)
 
     monkeypatch.setattr("pipeline.runner.benchmark.measure", watch)
     monkeypatch.setattr("pipeline.runner.benchmark.summary", count)

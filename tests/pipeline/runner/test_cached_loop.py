@@ -204,6 +204,20 @@ def test_a_cache_that_a_fault_left_is_not_used_again():
     assert (len(engine.caches.idle), len(model.allocated)) == (1, 2)
 
 
+def test_what_is_not_a_number_is_found_in_rows_that_nobody_asked_for(monkeypatch):
+    """The place of a finished row is computed with its neighbours, and what it leaves in the cache meets the next."""
+    model = StaleModel(often=12)
+    good = model.run
+
+    def bad(feeds, cache=None, *, first_row=0):
+        record = good(feeds, cache, first_row=first_row)
+        return replace(record, tail=np.where(feeds.kv_len[:, None] == 1, np.nan, record.tail))
+
+    monkeypatch.setattr(model, "run", bad)
+    with pytest.raises(ValidationFailed, match="NaN"):
+        generate(model, SETTINGS, prompts_of(5, 6), replace(OPTIONS, policy="quota"), batch_size=6)
+
+
 def test_a_request_may_be_cancelled_while_others_go_on():
     prompts, cancelled = prompts_of(6, 4), set()
     results = {}

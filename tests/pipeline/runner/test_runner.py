@@ -1,15 +1,19 @@
 """A bundle, opened and asked; and what the device process must not import."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
-from pipeline.errors import HashMismatch, InputRefused, UsageFault
+from pipeline.errors import HashMismatch, InputRefused, UsageFault, ValidationFailed
 from pipeline.folder import TOKENIZER_CONFIG
 from pipeline.runner import Completion, GenerateOptions, Piece, Runner, Step, TextModel, generate
 from pipeline.runner.chat import ChatTemplate
@@ -61,6 +65,7 @@ def test_an_option_by_its_name_changes_one_thing(runner):
         ({"threshold": 1.5}, r"threshold is 1\.5"),
         ({"threshold": -0.5}, r"threshold is -0\.5"),
         ({"stop": ("",)}, "empty text"),
+        ({"stop": "abc"}, r"stop is one text, 'abc'; expected a tuple of texts, pass \('abc',\)"),
     ],
 )
 def test_options_that_cannot_be_meant(runner, changes, why):
@@ -98,6 +103,13 @@ def test_more_stop_texts_than_text(runner):
 def test_a_prompt_too_long_is_a_usage_fault(runner):
     with pytest.raises(UsageFault, match="85 tokens"):
         runner.generate(["a" * 85])
+
+
+def test_a_canvas_that_grows_has_no_length_to_lower(runner):
+    with pytest.raises(UsageFault, match="96 tokens; the model takes 96, and an answer needs one of them"):
+        runner.generate(["a" * 96], gen_length=None)
+    (last,) = runner.generate(["a" * 95], gen_length=None, block_length=2**31 - 1)
+    assert len(last.result.region) == 1
 
 
 def test_text_that_is_no_unicode_is_a_usage_fault(runner):
@@ -218,10 +230,63 @@ class TestChat:
         seal(bundle)
         assert Runner(bundle, 1).template == self.TEMPLATE
 
+    def test_one_text_is_no_conversation(self, runner):
+        with pytest.raises(UsageFault, match="messages is one text; expected a list"):
+            runner.chat("hi")
+
     def test_without_a_template_there_is_no_chat(self, runner):
         for call in (runner.chat, runner.stream):
             with pytest.raises(UsageFault, match="no chat template"):
                 call(self.MESSAGES)
+
+
+def test_a_pass_that_yields_nan_spoils_no_later_request(whole_bundle, monkeypatch):
+    """A slot that is not seen is weighed with 0, and 0 times NaN is NaN: such a cache must not be taken again."""
+    runner, options = Runner(whole_bundle, threads=1), {"policy": "quota", "eos": "forbid"}
+    (before,) = runner.generate(["hello"], **options)
+    run, passes = runner.session.run, []
+
+    def once(feeds, cache=None, *, first_row=0):
+        record = run(feeds, cache, first_row=first_row)
+        passes.append(cache)
+        if len(passes) != 3:
+            return record
+        for array in cache.arrays.values():
+            array.fill(np.nan)
+        return replace(record, tail=np.full_like(record.tail, np.nan))
+
+    monkeypatch.setattr(runner.session, "run", once)
+    with pytest.raises(ValidationFailed, match="NaN"):
+        runner.generate(["hello"], **options)
+    assert len(passes) == 3
+    assert runner.generate(["hello"], **options)[0].result == before.result
+    assert len(passes) > 6
+
+
+def test_a_thousand_requests_of_any_length_take_the_memory_of_two_hundred(runner):
+    """Nothing is kept of a request, and each has the answer that it has alone."""
+    draw = np.random.default_rng(11)
+    prompts = ["".join(LETTERS[i] for i in draw.integers(0, 36, draw.integers(0, 50))) for _ in range(1000)]
+    lengths = draw.integers(1, 17, 20).tolist()  # one a call of fifty
+    found, resident = [], []
+    for number, gen_length in enumerate(lengths):
+        asked = prompts[50 * number : 50 * number + 50]
+        found += runner.generate(asked, gen_length=gen_length, block_length=8, threshold=0.3, batch_size=8)
+        resident.append(resident_bytes())
+    for i in range(0, 1000, 43):
+        (alone,) = runner.generate(
+            [prompts[i]], gen_length=lengths[i // 50], request_ids=[i % 50], block_length=8, threshold=0.3
+        )
+        assert found[i].result == alone.result
+        assert found[i].text == alone.text
+    assert len({completion.text for completion in found}) > 50
+    assert max(resident[4:]) - resident[3] <= 1 << 20, resident
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_guidance_needs_its_graph(runner):

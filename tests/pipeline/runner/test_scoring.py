@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as settings_of_tests
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from pipeline.backends.guided import EagerGuided
 from pipeline.backends.score import EagerScore
 from pipeline.errors import InputRefused, UsageFault, ValidationFailed
 from pipeline.metrics.choices import Question, option_bits
+from pipeline.metrics.probe import Probe
 from pipeline.runner import scoring
 from pipeline.runner.loop import logit_bias
 from pipeline.runner.scoring import batch_feeds, batches, row_logits, score, scored_canvas, stratified_masks
@@ -62,6 +64,28 @@ def test_batches_do_not_matter(seed: int, batch_size: int) -> None:
         for size in (1, batch_size)
     ]
     assert alone[0].bits == pytest.approx(alone[1].bits, rel=1e-6)
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["llada", "dream"])
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_guided_scores_are_those_of_plain_torch(shifted: bool, strength: float) -> None:
+    """The study draws the masks and weighs them; the model that it asks is a guided one."""
+    model, probe, _, _, settings = probes(shifted=shifted)
+    prompt = ids_of(QUESTION.prompt)
+
+    def graph(ids: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        promptless = ids.clone()
+        promptless[:, : len(prompt)] = MASK
+        *record, with_prompt, hidden = probe.graph(ids, *rest)
+        *_, without, _ = probe.graph(promptless, *rest)
+        return *record, with_prompt.double() + strength * (with_prompt.double() - without), hidden
+
+    guided = Probe(graph, top_k=probe.top_k)
+    expected = option_bits(guided, tokenizer(), settings, QUESTION, samples=7, key="5", size=64)
+    for option, bits in zip(QUESTION.options, expected, strict=True):
+        found = score(EagerScore(model), settings, prompt, ids_of(option), samples=7, seed=5, guidance=strength)
+        assert found.bits == pytest.approx(bits, rel=1e-5)
+        assert found.nfe == 14
 
 
 def test_seeds_draw_other_masks_and_a_seed_the_same() -> None:
@@ -156,6 +180,8 @@ def test_few_masks_are_of_any_size() -> None:
         ([1], [V], {}, InputRefused, f"id {V}; the model's embedding has rows 0 to {V - 1}"),
         ([-1], [2], {}, InputRefused, "id -1"),
         ([1], [2], {"samples": 0}, UsageFault, "samples is 0 .* expected 1 or more"),
+        ([1], [2], {"guidance": -1.0}, UsageFault, "guidance is -1.0; expected 0 or more"),
+        ([1], [2], {"guidance": math.nan}, UsageFault, "guidance is nan"),
         ([1], [2], {"batch_size": 0}, UsageFault, "batch_size 0; expected 1 or more"),
     ],
 )

@@ -29,11 +29,11 @@ def test_there_are_few_buckets(slots):
 
 @pytest.mark.parametrize(
     ("gen", "block", "width"),
-    [(32, 8, 8), (8, 32, 8), (None, 32, 32), (1, 1, 1)],
-    ids=["many", "one", "grows", "short"],
+    [(32, 8, 8), (8, 32, 8), (None, 32, 32), (1, 1, 1), (None, 2**31 - 1, SETTINGS.max_length)],
+    ids=["many", "one", "grows", "short", "endless"],
 )
 def test_head_rows_are_the_block_or_the_canvas_if_shorter(gen, block, width):
-    assert block_width(GenerateOptions(gen_length=gen, block_length=block)) == width
+    assert block_width(SETTINGS, GenerateOptions(gen_length=gen, block_length=block)) == width
 
 
 @given(st.data())
