@@ -54,6 +54,11 @@ class QuantPlan:
     options: Options = field(default_factory=Options)
     mask_id: int = 0
 
+    @property
+    def symmetric_rows(self) -> bool:
+        """Whether what is rounded per token, operands of attention included, has a grid without a zero point."""
+        return self.linear is None or self.linear.symmetric
+
     def spec(self, site: str) -> QuantSpec | None:
         """Spec of the linear called `site`, None when it stays at 16 bits."""
         if site == HEAD:

@@ -18,7 +18,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 import plugins
-from passes.add_cache import WRITE_START, AddCache, past_names, present_names
+from passes.add_cache import WRITE_START, AddCache, kept_arrays, past_names, present_names
 from passes.base import run
 from passes.graph import attributes
 from passes.invariants import check_lowered
@@ -29,8 +29,8 @@ from pipeline.errors import InputRefused
 from pipeline.folder import GUIDED, SCORE
 from pipeline.lower_endings import guided_model, save_beside, score_model
 from pipeline.models.config import ModelConfig
-from pipeline.quantize import Weights, simulate
-from pipeline.recipe import Lowering, Recipe
+from pipeline.quantize import Weights, quant_plan, simulate
+from pipeline.recipe import Recipe
 
 IR_VERSION = 11
 ALIGNMENT = 4096  # one page, so that a runtime can map the weights
@@ -67,21 +67,25 @@ def cached_graph(config: ModelConfig, recipe: Recipe, numbers: Mapping[str, floa
     return graph
 
 
-def cached_signature(config: ModelConfig, lowering: Lowering) -> Signature:
+def cached_signature(config: ModelConfig, recipe: Recipe) -> Signature:
     """That of the cached graph: six inputs with the window's first slot among them, then keys and values by layer."""
     example, shapes = whole_inputs(config)
     ids, slots = shapes[0], Dim("slots")
     assert isinstance(ids, dict)
-    past = past_names(config.num_layers)
+    arrays = kept_arrays(quant_plan(recipe, config), config.head_dim)
+    past = past_names(config.num_layers, arrays)
     with torch.device("meta"):
         start = torch.zeros(2, dtype=torch.long)
-        caches = [torch.zeros(2, config.num_kv_heads, 7, config.head_dim) for _ in past]
-    logits = ("logits",) if lowering.debug_logits else ()
+        caches = [
+            torch.zeros(2, config.num_kv_heads, 7, width, dtype=dtype)
+            for dtype, width in list(arrays.values()) * config.num_layers
+        ]
+    logits = ("logits",) if recipe.lowering.debug_logits else ()
     return Signature(
         inputs=(*INPUT_NAMES[:2], WRITE_START, *INPUT_NAMES[2:], *past),
         example=(*example[:2], start, *example[2:], *caches),
         shapes=(*shapes[:2], {0: ids[0]}, *shapes[2:], *({0: ids[0], 2: slots} for _ in past)),
-        outputs=(*OUTPUT_NAMES, *logits, *present_names(config.num_layers, lowering.cache)),
+        outputs=(*OUTPUT_NAMES, *logits, *present_names(config.num_layers, recipe.lowering.cache, arrays)),
     )
 
 
@@ -103,7 +107,7 @@ def write_onnx(
             f"unused {sorted(found.keys() - both)}, of another shape "
             f"{sorted(name for name in both if expected[name] != found[name])}; run `dllmc quantize` again"
         )
-    model = translate(graph, cached_signature(config, recipe.lowering), recipe.lowering.opset)
+    model = translate(graph, cached_signature(config, recipe), recipe.lowering.opset)
     endings = {SCORE: score_model(model)} | ({GUIDED: guided_model(model)} if recipe.lowering.guidance else {})
     _attach_weights(model, weights, on_weight)
     plugins.attach_functions(model)

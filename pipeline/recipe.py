@@ -83,7 +83,7 @@ class EmbeddingFormat(Part):
 
 
 class AttentionFormat(Part):
-    """Operands of attention; below 16 they exist for studies in torch."""
+    """Operands of attention: keys and values as the cache holds them; `prob_bits` below 16 is for studies in torch."""
 
     k_bits: Literal[16, 8, 4] = 16
     v_bits: Literal[16, 8, 4] = 16
@@ -316,13 +316,12 @@ class Recipe(Part):
 
     def check_exportable(self) -> None:
         """Raise UsageFault for what only the studies in torch may ask."""
-        for name in ("k_bits", "v_bits", "prob_bits"):
-            bits = getattr(self.attention, name)
-            if bits < 16:
-                raise UsageFault(
-                    f"attention.{name} {bits} cannot be exported: attention operands are 16-bit in every bundle; "
-                    f"remove it or pass --set attention.{name}=16"
-                )
+        bits = self.attention.prob_bits
+        if bits < 16:
+            raise UsageFault(
+                f"attention.prob_bits {bits} cannot be exported: ONNX's attention does not round its probabilities; "
+                "remove it or pass --set attention.prob_bits=16"
+            )
 
     def check_against(self, config: ModelConfig) -> None:
         """Raise UsageFault where this recipe does not fit the model's sizes."""

@@ -13,6 +13,7 @@ from plugins import functions
 from plugins.attend import ATTEND
 from plugins.cache_update import CACHE_UPDATE
 from plugins.dequantize import DEQUANTIZE
+from plugins.dequantize_rows import DEQUANTIZE_ROWS
 from plugins.fake_quant import FAKE_QUANT
 from plugins.guide import GUIDE
 from plugins.head import HEAD
@@ -20,6 +21,7 @@ from plugins.int4_linear import INT4_LINEAR
 from plugins.int8_linear import INT8_LINEAR
 from plugins.log_probability import LOG_PROBABILITY
 from plugins.op import Op
+from plugins.pack import PACK
 from plugins.prepare import PREPARE
 from plugins.quantize import QUANTIZE
 from plugins.record import RECORD
@@ -37,6 +39,8 @@ OPS: dict[str, Op] = {
     "fake_quant": FAKE_QUANT,
     "dequantize": DEQUANTIZE,
     "prepare": PREPARE,
+    "pack": PACK,
+    "dequantize_rows": DEQUANTIZE_ROWS,
     "cache_update": CACHE_UPDATE,
     "attend": ATTEND,
 }

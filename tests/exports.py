@@ -31,7 +31,7 @@ QUICK = (
 RECIPES: dict[str, tuple[str, ...]] = {
     "fp16": ("lowering.guidance=true",),
     "rtn-w8a8": ("lowering.guidance=true",),
-    "rtn-w4a16": ("linear.w_group=32",),
+    "rtn-w4a16": ("linear.w_group=32", "attention.k_bits=8", "attention.v_bits=4"),
     "rtn-w4a4": (),
 }
 

@@ -42,7 +42,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 NODES = {
     "fp16": {},
     "rtn-w8a8": {"DllmcQuantize": 4, "DllmcInt8Linear": 4},
-    "rtn-w4a16": {},
+    "rtn-w4a16": {"DllmcQuantize": 2},  # keys and values
     "rtn-w4a4": {"DllmcQuantize": 4, "DllmcInt4Linear": 4},
 }
 

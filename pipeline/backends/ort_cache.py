@@ -20,7 +20,8 @@ from pipeline.errors import InputRefused, WillNotFit
 Array = npt.NDArray[Any]
 
 PAST, PRESENT, WINDOW = "past_", "present_", "present_window_"
-DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32}
+# Floats and scales, codes (two a byte at 4 bits), zero points.
+DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(int32)": np.int32}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def layout_of(inputs: Sequence[Any], outputs: Sequence[Any], what: str) -> Layou
         if present not in names or value.type not in DTYPES or [type(size) for size in fixed] != [int, int]:
             raise InputRefused(
                 f"{what}: {value.name} is {value.type} {value.shape} and comes out in {sorted(names - {present})}; "
-                f"expected {' or '.join(DTYPES)} [batch, heads, slots, channels] and {present}; export it again"
+                f"expected {' or '.join(DTYPES)} [batch, heads, slots, width] and {present}; export it again"
             )
         parts.append(Part(value.name, present, DTYPES[value.type], *fixed))
     return Layout(tuple(parts), in_place)

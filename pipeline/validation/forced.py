@@ -169,14 +169,13 @@ def _force(model: ir.Model, node: ir.Node, number: int) -> None:
     model.graph.insert_before(node, entered)
     model.graph.outputs.append(entered.outputs[0])
     for place, old in enumerate(node.outputs):
-        narrow = old.dtype == ir.DataType.INT4
-        element = ir.DataType.INT8 if narrow else old.dtype
-        assert element is not None
+        assert old.dtype is not None
+        element = ir.DataType.INT8 if old.dtype == ir.DataType.INT4 else old.dtype
         fed = ir.Value(name=_name(number, place), type=ir.TensorType(element), shape=old.shape)
         model.graph.inputs.append(fed)
-        if narrow:
-            cast = ir.node("Cast", [fed], attributes={"to": ir.DataType.INT4})
-            model.graph.insert_before(node, cast)
-            fed = cast.outputs[0]
-        old.replace_all_uses_with(fed)
+        cast = ir.node("Cast", [fed], attributes={"to": old.dtype})
+        model.graph.insert_before(node, cast)
+        made = cast.outputs[0]
+        made.name, made.type, made.shape = old.name, old.type, old.shape  # a window's codes are outputs of the graph
+        old.replace_all_uses_with(made, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)

@@ -46,6 +46,7 @@ ROUNDINGS: dict[object, Callable[[Arguments], int]] = {
     aten.linear.default: lambda args: args[0].shape[-1],
     aten.rms_norm.default: lambda args: args[0].shape[-1],
     aten.scaled_dot_product_attention.default: lambda args: 2 * args[1].shape[-2] + FUNCTION,
+    ops.dequantize_rows.default: lambda args: 1,
     ops.int4_linear.default: _epilogue,
     ops.int8_linear.default: _epilogue,
 }

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.add_cache import AddCache, CacheProfile, past_names, present_names
+from passes.add_cache import AddCache, CacheProfile, kept_arrays, past_names, present_names
 from passes.base import PassError, run
 from passes.invariants import check_lowered
+from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
+from passes.quantize_attention import QuantizeAttention
 from pipeline.capture import INPUT_NAMES, capture_whole, materialise
 from tests.passes.sketch import Sketch, aten, copy_of, count, ops
 from tests.pipeline.random_models import V, tiny
@@ -70,6 +72,47 @@ def test_a_window_finds_the_rest_in_the_cache(plain: GraphModule, profile: Cache
     for ours, kept in zip(found[6:], past, strict=True):
         new = torch.take_along_dim(kept, window[:, None, :, None], dim=2)
         torch.testing.assert_close(ours, kept if profile == "in_place" else new)
+
+
+@pytest.mark.parametrize("profile", ["in_place", "window"])
+def test_of_quantised_operands_codes_and_scales_are_kept(plain: GraphModule, profile: CacheProfile) -> None:
+    """Eight bits of keys, four of values; the record is that of the graph without a cache, on windows, too."""
+    spec = AttentionSpec(k_bits=8, v_bits=4)
+    plan = QuantPlan(linear=QuantSpec(w_bits=4, a_bits=4, symmetric=False), head=None, attention=spec)
+    simulated = copy_of(plain)
+    run(simulated, [QuantizeAttention(plan)], check_lowered)
+    graph, arrays = cached(simulated, profile), kept_arrays(plan, 16)
+    assert arrays == {
+        "k": (torch.int8, 16),
+        "k_scale": (torch.float32, 1),
+        "k_zero": (torch.int32, 1),
+        "v": (torch.int8, 8),
+        "v_scale": (torch.float32, 1),
+        "v_zero": (torch.int32, 1),
+    }
+    names = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
+    assert names[7:] == list(past_names(2, arrays))
+    ids, positions, kv_len, rows, bias, inv_temp = inputs([12, 5])
+    none = [torch.zeros(2, 1, SLOTS, width, dtype=dtype) for dtype, width in (*arrays.values(), *arrays.values())]
+    start = torch.tensor([4, 1])
+    *_, logits = simulated(ids, positions, kv_len, rows, bias, inv_temp)
+    whole = graph(ids, positions, torch.zeros_like(start), kv_len, rows, bias, inv_temp, *none)
+    torch.testing.assert_close(whole[5], logits)
+    assert [value.dtype for value in whole[6:]] == [value.dtype for value in none]
+    past = list(whole[6:])
+    if profile == "window":
+        past = [torch.cat((new, old[:, :, QUERY:]), dim=2) for new, old in zip(past, none, strict=True)]
+    window = start[:, None] + torch.arange(3)
+    taken = [ids.gather(1, window), window, start, kv_len, torch.arange(3).expand(2, -1), bias, inv_temp]
+    found = graph(*taken, *past)
+    torch.testing.assert_close(found[5], torch.take_along_dim(logits, window[..., None], dim=1))
+
+
+def test_sixteen_bits_keep_floats_alone() -> None:
+    assert kept_arrays(QuantPlan(linear=None, head=None), 12) == {
+        "k": (torch.float32, 12),
+        "v": (torch.float32, 12),
+    }
 
 
 def test_inputs_stand_in_the_order_of_the_signature(plain: GraphModule) -> None:

@@ -7,16 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.node import Argument
 
 from passes.base import run
-from passes.graph import attributes
+from passes.graph import attributes, is_call, node_of
 from passes.invariants import check_float
 from passes.methods import METHODS
 from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
 from passes.quantize_attention import ProbScale, QuantizeAttention, quantized_attention, round_probabilities
 from pipeline.capture import capture_whole
+from plugins.quantize import QUANTIZE
 from tests.passes.blocks import block, samples
-from tests.passes.sketch import Sketch, assert_untouched, aten, copy_of, count, edited
+from tests.passes.sketch import Sketch, assert_untouched, aten, copy_of, count, edited, only, ops
 from tests.pipeline.random_models import tiny
 
 SPECS = [
@@ -32,8 +34,14 @@ def plan_of(spec: AttentionSpec, *, symmetric: bool = True) -> QuantPlan:
     return QuantPlan(linear=QuantSpec(w_bits=4, a_bits=4, symmetric=symmetric), head=None, attention=spec)
 
 
-def numbers_of(spec: AttentionSpec) -> tuple[int, int, int, ProbScale]:
-    return spec.k_bits, spec.v_bits, spec.prob_bits, spec.prob_scale
+def attended(spec: AttentionSpec, symmetric: bool, *given_inputs: Tensor) -> Tensor:
+    """What the pass makes of one attention, run."""
+    sketch = Sketch()
+    nodes = [sketch.input(name) for name in ("q", "k", "v", "visible")]
+    graph = sketch.output(sketch(aten.scaled_dot_product_attention.default, *nodes, enable_gqa=True))
+    assert run(graph, [QuantizeAttention(plan_of(spec, symmetric=symmetric))], check_float) == {"QuantizeAttention": 1}
+    found: Tensor = graph(*given_inputs)
+    return found
 
 
 def drawn(groups: int, repeats: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,7 +92,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, spec: AttentionSpec,
 @pytest.mark.parametrize(("groups", "repeats", "symmetric"), [(2, 1, True), (2, 3, False), (1, 4, True)])
 def test_equals_loops(spec: AttentionSpec, groups: int, repeats: int, symmetric: bool) -> None:
     given_inputs = drawn(groups, repeats)
-    found = quantized_attention(*given_inputs, *numbers_of(spec), symmetric)
+    found = attended(spec, symmetric, *given_inputs)
     wanted = plain(*given_inputs, spec, symmetric)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
@@ -110,6 +118,29 @@ def test_probabilities_stay_in_their_range(size: int, bits: int, scale: ProbScal
     assert float(found.max()) <= 1 + 1e-6
 
 
+def source_of(stored: Argument, bits: int) -> Argument:
+    """What was quantised."""
+    assert is_call(stored, ops.dequantize_rows.default)
+    codes, _, _, stored_bits = node_of(stored).args
+    codes = node_of(codes).args[0] if is_call(codes, ops.pack.default) else codes
+    x, *_ = (quantize := node_of(node_of(codes).args[0])).args
+    assert is_call(quantize, ops.quantize.default)
+    assert QUANTIZE.arguments(*quantize.args)["bits"] == stored_bits == bits
+    return x
+
+
+@pytest.mark.parametrize("spec", [AttentionSpec(k_bits=8), AttentionSpec(v_bits=4)], ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_keys_and_values_alone_leave_the_attention_that_was_there(spec: AttentionSpec, symmetric: bool) -> None:
+    """With operands that are what `fake_quant` makes of them, bit for bit."""
+    q, k, v, visible = drawn(2, 2)
+    rounded = [
+        x if bits == 16 else ops.fake_quant(x, bits, symmetric) for x, bits in ((k, spec.k_bits), (v, spec.v_bits))
+    ]
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, *rounded, attn_mask=visible, enable_gqa=True)
+    assert torch.equal(attended(spec, symmetric, q, k, v, visible), wanted)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_attention_of_a_graph(kv_heads: int, symmetric: bool) -> None:
@@ -120,11 +151,12 @@ def test_every_attention_of_a_graph(kv_heads: int, symmetric: bool) -> None:
     for batch in samples(2):
         assert not torch.equal(graph(*batch.inputs), plain_graph(*batch.inputs))
         assert bool(graph(*batch.inputs).isfinite().all())
-    (node,) = (node for node in graph.graph.nodes if node.target is quantized_attention)
-    assert node.args[4:] == (*numbers_of(spec), symmetric)
-    names = [str(argument) for argument in node.args[:4]]
-    (old,) = (n for n in plain_graph.graph.nodes if n.target is aten.scaled_dot_product_attention.default)
-    assert names == [str(argument) for argument in old.args]
+    node, old = only(graph, quantized_attention), only(plain_graph, aten.scaled_dot_product_attention.default)
+    q, k, v, visible = node.args[:4]
+    assert node.args[4:] == (spec.prob_bits, spec.prob_scale)
+    sources = [q, *(source_of(stored, bits) for stored, bits in ((k, spec.k_bits), (v, spec.v_bits))), visible]
+    assert list(map(str, sources)) == list(map(str, old.args))
+    assert count(graph, ops.pack.default) == 1  # of values, at 4 bits
 
 
 def test_sixteen_bits_touch_nothing() -> None:

@@ -16,6 +16,7 @@ from passes.add_cache import AddCache
 from passes.base import run
 from passes.clean_capture import CleanCapture
 from passes.invariants import check_float
+from passes.quantize_attention import QuantizeAttention
 from pipeline.backends.backend import OUTPUTS, Feeds
 from pipeline.backends.eager import open_transformer
 from pipeline.capture import Recorded, whole_inputs
@@ -23,6 +24,8 @@ from pipeline.lower import cached_signature, translate
 from pipeline.manifest import build_manifest
 from pipeline.models.config import ModelConfig
 from pipeline.models.transformer import Transformer
+from pipeline.quantize import quant_plan
+from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.runner import GenerateOptions, Settings
 from pipeline.runner.canvas import Canvases
@@ -93,17 +96,30 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_model(model: Transformer, path: Path, *, external: bool = False, sets: tuple[str, ...] = ()) -> None:
-    """The model as float ONNX with the signature of a bundle's graph; `sets` are settings of the fp16 recipe."""
-    lowering = load_recipe("fp16", sets).lowering
-    recorded = Recorded(model.config, top_k=lowering.top_k).eval()
+def captured(model: Transformer, recipe: Recipe) -> GraphModule:
+    """The model's graph with its weights, in float but for the operands of attention."""
+    recorded = Recorded(model.config, top_k=recipe.lowering.top_k).eval()
     recorded.load_state_dict(model.state_dict(), strict=False)
     example, shapes = whole_inputs(model.config)
     graph = export(recorded, on_cpu(example), dynamic_shapes=shapes, strict=False).module(check_guards=False)
     assert isinstance(graph, GraphModule)
-    run(graph, [CleanCapture(), AddCache(lowering.cache)], check_float)
-    signature = cached_signature(model.config, lowering)
-    program = translate(graph, replace(signature, example=on_cpu(signature.example)), lowering.opset)
+    run(graph, [CleanCapture(), QuantizeAttention(quant_plan(recipe, model.config))], check_float)
+    return graph
+
+
+def write_model(model: Transformer, path: Path, *, external: bool = False, sets: tuple[str, ...] = ()) -> None:
+    """The model as float ONNX with the signature of a bundle's graph; `sets` are settings of the fp16 recipe."""
+    recipe = load_recipe("fp16", sets)
+    write_captured(captured(model, recipe), recipe, model.config, path, external=external)
+
+
+def write_captured(
+    graph: GraphModule, recipe: Recipe, config: ModelConfig, path: Path, *, external: bool = False
+) -> None:
+    """A captured graph, with its caches, as ONNX."""
+    run(graph, [AddCache(recipe.lowering.cache)], check_float)
+    signature = cached_signature(config, recipe)
+    program = translate(graph, replace(signature, example=on_cpu(signature.example)), recipe.lowering.opset)
     plugins.attach_functions(program)
     ir.save(program, path, external_data=f"{path.name}.data" if external else None)
 

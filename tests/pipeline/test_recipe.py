@@ -281,7 +281,8 @@ def test_what_does_not_fit_a_model_is_refused(sets: list[str], message: str) -> 
         load_recipe("rtn-w4a4", sets).check_against(CONFIG)
 
 
-def test_quantised_attention_is_not_exported() -> None:
+def test_rounded_probabilities_are_not_exported_keys_and_values_are() -> None:
+    load_recipe("rtn-w4a4", ["attention.k_bits=8", "attention.v_bits=4"]).check_exportable()
     with pytest.raises(UsageFault, match=r"attention\.prob_bits 8 cannot be exported"):
         load_recipe("rtn-w4a4", ["attention.prob_bits=8"]).check_exportable()
 

@@ -28,6 +28,8 @@ def example(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "attend": ((x.reshape(2, 2, 6, 4), x.reshape(2, 1, 12, 4), x.reshape(2, 1, 12, 4), torch.tensor([5, 12])), {}),
         "fake_quant": ((x, 4), {}),
         "prepare": ((x, torch.ones(16)), {"left": torch.eye(2), "right": torch.eye(8)}),
+        "pack": ((codes,), {}),
+        "dequantize_rows": ((codes, scale, None), {"bits": 4}),
         "dequantize": ((weight, w_scale, 4), {}),
     }
     return table[name]

@@ -155,11 +155,11 @@ def test_cells_of_another_study_are_measured_again(
 
 
 def test_a_format_that_cannot_be_exported_runs_in_torch(source: Path, tmp_path: Path) -> None:
-    settings = ["--methods", "rtn", "--bits", "w4a4", "--tasks", "match", *SIZES, "--set", "attention.v_bits=8"]
+    settings = ["--methods", "rtn", "--bits", "w4a4", "--tasks", "match", *SIZES, "--set", "attention.prob_bits=8"]
     assert main(["study", str(source), *settings, "-o", str(tmp_path / "out")]) == 0
     full, rtn = json.loads((tmp_path / "out/study.json").read_bytes())["rows"]
     assert (full["runs_in"], rtn["runs_in"]) == ("torch", "torch")
-    assert rtn["recipe"]["attention"]["v_bits"] == 8
+    assert rtn["recipe"]["attention"]["prob_bits"] == 8
     assert rtn["measured"]["same_tokens"]["count"] == 6
 
 

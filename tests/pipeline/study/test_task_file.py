@@ -33,7 +33,7 @@ def task_file(folder: Path, items: list[dict[str, str]]) -> Path:
 
 def words(source: Path, task: Path, output: Path, *more: str) -> list[str]:
     sizes = ["--problems", "5", "--tokens", "40", "--questions", "2", "--masks", "2", "--trajectories", "2"]
-    grid = ["--methods", "rtn", "--bits", "w4a4", "--set", "attention.v_bits=8"]  # runs in torch
+    grid = ["--methods", "rtn", "--bits", "w4a4", "--set", "attention.prob_bits=8"]  # runs in torch
     return ["study", str(source), *grid, *sizes, "--tasks", TASKS, "--task", str(task), "-o", str(output), *more]
 
 
