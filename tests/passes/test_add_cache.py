@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 
 from passes.add_cache import AddCache, CacheProfile, kept_arrays, past_names, present_names
 from passes.base import PassError, run
+from passes.graph import calls
 from passes.invariants import check_lowered
 from passes.quant_spec import AttentionSpec, QuantPlan, QuantSpec
 from passes.quantize_attention import QuantizeAttention
@@ -125,6 +126,13 @@ def test_inputs_stand_in_the_order_of_the_signature(plain: GraphModule) -> None:
     assert count(graph, ops.attend.default) == 2
     assert not count(graph, aten.scaled_dot_product_attention.default)
     assert count(graph, aten.expand.default) == count(plain, aten.expand.default) - 1  # the mask went with it
+
+
+@pytest.mark.parametrize("profile", ["in_place", "window"])
+def test_a_runtime_that_places_windows_itself_is_told_by_a_mask(plain: GraphModule, profile: CacheProfile) -> None:
+    graph = cached(plain, profile)
+    assert {node.args[4] for node in calls(graph, ops.attend.default)} == {profile == "window"}
+    assert {node.args[3] for node in calls(graph, ops.cache_update.default)} == {profile == "in_place"}
 
 
 def test_a_causal_attention_is_refused() -> None:
