@@ -3,17 +3,22 @@
 import datetime
 import re
 from itertools import groupby, islice, pairwise
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
+from pipeline.evaluation import read_task
 from pipeline.models import BUILTIN
 from pipeline.models.checkpoint import open_checkpoint
 from pipeline.tiny.problems import KINDS, Problem, fingerprint, held_out, problems
+from pipeline.tiny.publish import CALIBRATION
 from pipeline.tiny.reference import REFERENCES
 from pipeline.tiny.unseen import UNSEEN_KINDS
 
 DRAWN = list(islice(problems(7, held_out=False, kinds=UNSEEN_KINDS), 1200))
 UNSEEN = REFERENCES["tiny-unseen"]
+PUBLISHED = Path(__file__).parents[3] / "bench" / "unseen"
 
 
 def of_kind(kind: str) -> list[Problem]:
@@ -86,6 +91,20 @@ def test_tokens_are_others_and_come_back_as_text() -> None:
 def test_answers_fit_the_default_canvas(kind: str) -> None:
     tokenizer = UNSEEN.tokenizer()
     assert max(len(tokenizer.encode(problem.answer).ids) for problem in of_kind(kind)) < 32
+
+
+def test_what_was_published_is_what_the_generators_make() -> None:
+    drawn = {
+        "held_out.jsonl": held_out(UNSEEN.held_out, kinds=UNSEEN_KINDS),
+        "calibration.jsonl": list(islice(problems(0, held_out=False, kinds=UNSEEN_KINDS), CALIBRATION)),
+    }
+    for name, expected in drawn.items():
+        found = [Problem(item.kind, item.prompt, item.answer) for item in read_task(PUBLISHED / name)]
+        assert found == expected
+    checkpoint = open_checkpoint(PUBLISHED / "tiny-unseen")
+    assert UNSEEN.config(UNSEEN.tokenizer()) == checkpoint.config
+    own = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    assert own.get_vocab() == UNSEEN.tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize("name", BUILTIN)
