@@ -54,7 +54,7 @@ def test_parts_follow_from_the_signature(stem: str, in_place: bool) -> None:
         (PASTS, ["present_k_0", "present_window_v_0"], "present_window_k_0"),
         ([Value("past_k_0", "tensor(float16)")], ["present_k_0"], r"tensor\(float16\)"),
         ([Value("past_k_0", shape=("batch", "heads", "slots", 16))], ["present_k_0"], "'heads'"),
-        ([Value("past_k_0", shape=("batch", 16))], ["present_k_0"], "expected .*slots, channels"),
+        ([Value("past_k_0", shape=("batch", 16))], ["present_k_0"], "expected .*slots, width"),
     ],
 )
 def test_another_signature_is_refused(inputs: list[Value], outputs: list[str], reason: str) -> None:
