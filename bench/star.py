@@ -5,6 +5,7 @@ denoising step to `star.png`. Rows are compared with full precision and, paired,
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from bench.parts import Part, measure_parts
 from bench.record import RESULTS
@@ -19,6 +20,7 @@ ATTENTION = ("attention.v_bits=4", "attention.prob_bits=4", "attention.prob_scal
 BEFORE = ("rtn", "smoothquant", "awq", "quarot", "duquant", "flatquant", "freeact")
 
 LLADA = ("builtin:tiny-llada",)
+UNSEEN = Path("bench/unseen")  # a model, its problems and text to calibrate on, which no method was tuned on
 
 # What is taken away or changed. The paper's are blocks of 16 channels, 1/32 of the coordinates a state, a random start.
 WITHOUT = {
@@ -26,7 +28,7 @@ WITHOUT = {
     "no SGAT": ("star.transform=hadamard", "star.gate=false"),
 }
 PUBLISHED = {
-    "as published": (FEW, "star.share=32", "star.init=random", "star.balance=none", "star.weights=rtn"),
+    "as published": ("star.share=32", "star.init=random", "star.balance=none", "star.weights=rtn"),
 }
 BLOCKS = {f"TAC blocks of {size}": (f"tac.block={size}",) for size in (4, 8, 32, 64)}
 SHARES = {f"1/{share} a state": (f"star.share={share}",) for share in (16, 32, 64)}
@@ -68,7 +70,7 @@ PARTS = {
     ),
     "paper": Part(
         why="STaR-Quant, and without its parts, W4A4",
-        variants=variants(PAPER, WITHOUT | PUBLISHED),
+        variants=variants(PAPER, WITHOUT),
         seeds="3",
         tasks=("nll", "agreement", "match"),
     ),
@@ -77,6 +79,17 @@ PARTS = {
         variants={recipe: Variant(recipe=recipe) for recipe in ("star-w8a8", PLUS, PAPER)},
         tasks=("match",),
         sizes=Sizes(problems=2000),
+    ),
+    "unseen": Part(
+        why="The same on a model of other problems and another vocabulary, which no method was tuned on, W4A4",
+        models=(str(UNSEEN / "tiny-unseen"),),
+        bits=("w4a4",),
+        methods=BEFORE,
+        variants={recipe: Variant(recipe=recipe) for recipe in (PLUS, PAPER)},
+        tasks=("nll", "agreement", "match"),
+        sizes=Sizes(problems=2000),
+        task=UNSEEN / "held_out.jsonl",
+        sets=(f"calibration.source=file:{UNSEEN / 'calibration.jsonl'}",),
     ),
     "trajectory": Part(
         why="Hidden states, tokens and masks by denoising step, W4A4",
@@ -89,7 +102,7 @@ PARTS = {
     "ablation": Part(
         why="STaR-Quant with one thing changed, on 128 canvases, W4A4",
         models=LLADA,
-        variants=variants(PAPER, CHANGED | BLOCKS | SHARES, FEW),
+        variants=variants(PAPER, PUBLISHED | CHANGED | BLOCKS | SHARES, FEW),
         tasks=("nll", "agreement"),
     ),
     "steps": Part(
@@ -100,8 +113,8 @@ PARTS = {
     ),
     "attention": Part(
         why="STaR-Quant with values and probabilities of attention at 4 bits, on 128 canvases",
-        models=LLADA,
-        variants=variants(PAPER, WITHOUT | {"TAC paired": ("tac.form=paired",)} | BLOCKS, FEW, *ATTENTION),
+        variants=variants(PAPER, {"no TAC": WITHOUT["no TAC"], "TAC paired": ("tac.form=paired",)}, FEW, *ATTENTION),
+        seeds="3",
         tasks=("nll", "agreement"),
     ),
 }
