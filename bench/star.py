@@ -27,7 +27,7 @@ WITHOUT = {
     "no TAC": ("tac.form=none",),
     "no SGAT": ("star.transform=hadamard", "star.gate=false"),
 }
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[str, ...]] = {
     "as published": ("star.share=32", "star.init=random", "star.balance=none", "star.weights=rtn"),
 }
 BLOCKS = {f"TAC blocks of {size}": (f"tac.block={size}",) for size in (4, 8, 32, 64)}
