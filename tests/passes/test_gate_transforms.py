@@ -1,11 +1,13 @@
 """Gates of mask states: which slices, what they zero, and where a graph knows its states from."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 
 from passes.fit import CalibrationError
 from passes.gate_transforms import Gate, GateTransforms, gate_masks, gate_of, gated_factors, state_node
@@ -22,6 +24,20 @@ MASK = 37
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator(seed, str(shape)))
+
+
+def value_of(graph: GraphModule, node: Node, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What this node computes."""
+
+    class Recorder(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            found[n] = super().run_node(n)
+            return found[n]
+
+    found: dict[Node, Any] = {}
+    Recorder(graph).run(*inputs)
+    value: Tensor = found[node]
+    return value
 
 
 def transformed(*, state: bool = True) -> GraphModule:
@@ -135,6 +151,25 @@ def test_a_whole_graph_tells_masks_by_their_id(family: str, whole: Whole, feeds:
     masked = feeds[0].clone()
     masked[0, 0] = MASK
     assert not torch.equal(gated(masked, *feeds[1:])[1], found[1])
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_written_token_changes_its_own_row_alone(family: str, whole: Whole, feeds: tuple[Tensor, ...]) -> None:
+    """Before the first attention rows do not know of each other, and neither do their states."""
+    made = Transform(left=torch.eye(4), right=torch.eye(8))
+    site = "blocks.0.attn.q_k_v_proj"
+    gated, _ = edited(
+        whole(family), InsertTransform(lambda name: made if name == site else None), GateTransforms(32, MASK)
+    )
+    node = only(gated, ops.prepare.default)
+    masked = feeds[0].clone()
+    masked[0, 2:6] = MASK
+    written = masked.clone()
+    written[0, 4] = 3
+    before, after = (value_of(gated, node, (ids, *feeds[1:])) for ids in (masked, written))
+    assert (before != after).any(-1).nonzero().tolist() == [[0, 4]]
+    slices = [value.unflatten(-1, (4, 8))[0, 4, :, 6:] != 0 for value in (before, after)]
+    assert [each.any(0).tolist() for each in slices] == [[True, False], [False, True]]
 
 
 def test_without_a_transform_nothing_is_gated() -> None:
