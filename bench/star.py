@@ -86,6 +86,7 @@ PARTS = {
         bits=("w4a4",),
         methods=BEFORE,
         variants={recipe: Variant(recipe=recipe) for recipe in (PLUS, PAPER)},
+        seeds="3",
         tasks=("nll", "agreement", "match"),
         sizes=Sizes(problems=2000),
         task=UNSEEN / "held_out.jsonl",

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.backends import ort
 from pipeline.backends.backend import Feeds, Ids, Record
-from pipeline.backends.ort import OrtSession, open_session, session_options
+from pipeline.backends.ort import OrtSession, open_session
 from pipeline.folder import MODEL
 from pipeline.runner.settings import Settings, read_settings
 from pipeline.validation.cached import check_cache, record_difference
@@ -153,17 +152,8 @@ def test_other_rows_and_slots_of_the_cache_stay(made: Export) -> None:
         assert not kept[2, :, 20:36].any()
 
 
-def test_the_cache_is_written_in_place(
-    llada: Export, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_cache_is_written_in_place(llada: Export, talkative: None, capfd: pytest.CaptureFixture[str]) -> None:
     """ONNX Runtime warns of each copy of a cache; unbound it has no choice, so the warning would be seen."""
-
-    def talkative(threads: int | None) -> object:
-        options = session_options(threads)
-        options.log_severity_level = 2
-        return options
-
-    monkeypatch.setattr(ort, "session_options", talkative)
     session = open_session(llada.path, threads=1)
     feeds = canvases(llada.settings, [LENGTH, 9, 30])
     cache = session.allocate(4, LENGTH + 16)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from pipeline.backends import ort
-from pipeline.backends.ort import OrtSession, open_session, session_options
+from pipeline.backends.ort import OrtSession, open_session
 from pipeline.backends.ort_cache import Part
 from pipeline.folder import MODEL
 from pipeline.recipe_file import load_recipe
@@ -101,17 +100,8 @@ def test_the_file_computes_what_the_simulation_computes(case: Case) -> None:
     assert forced.compare(feeds).share <= 1
 
 
-def test_codes_and_scales_are_written_in_place(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_codes_and_scales_are_written_in_place(case: Case, talkative: None, capfd: pytest.CaptureFixture[str]) -> None:
     """ONNX Runtime warns of each copy of a cache."""
-
-    def talkative(threads: int | None) -> object:
-        options = session_options(threads)
-        options.log_severity_level = 2
-        return options
-
-    monkeypatch.setattr(ort, "session_options", talkative)
     session = open_session(case.path, threads=1)
     ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
     feeds = feeds_of(case.settings, ids, torch.full((BATCH,), LENGTH), ids)
