@@ -96,11 +96,7 @@ def _check_complete(parts: BundleParts) -> None:
 
 def _carried(parts: BundleParts) -> Iterator[str]:
     """Files that the stages before wrote, in the bundle's names."""
-    yield names.MODEL
-    yield names.MODEL_DATA
-    yield names.SCORE
-    if parts.recipe.lowering.guidance:
-        yield names.GUIDED
+    yield from parts.recipe.lowering.files
     if parts.validated:
         yield names.VALIDATION
     for path in sorted((parts.work / names.GOLDEN).rglob("*")):

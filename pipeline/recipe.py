@@ -24,6 +24,7 @@ from pydantic import (
 from passes.options import Awq, DuQuant, FlatQuant, FreeAct, Gptq, Options, QuaRot, SmoothQuant, Star, Tac
 from pipeline.calibration.sources import check_source
 from pipeline.errors import UsageFault
+from pipeline.folder import GUIDED, MODEL, MODEL_DATA, SCORE
 from pipeline.runner.settings import GenerateOptions, read_options
 
 if TYPE_CHECKING:
@@ -210,6 +211,11 @@ class Lowering(Part):
     top_k: int = Field(default=8, ge=1, le=1024)
     debug_logits: bool = False
     guidance: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the stage writes: the model, its weights, and the models with other endings."""
+        return (MODEL, MODEL_DATA, SCORE, *([GUIDED] if self.guidance else []))
 
     @model_validator(mode="after")
     def _combine(self) -> Lowering:

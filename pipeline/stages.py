@@ -29,7 +29,7 @@ from pipeline.capture import pieces
 from pipeline.costs import run_time_costs
 from pipeline.errors import UsageFault
 from pipeline.fingerprint import code_digest, digest_of, model_digest
-from pipeline.folder import GOLDEN, GUIDED, MODEL, MODEL_DATA, SCORE, STAGES, VALIDATION, WorkFolder, os_faults
+from pipeline.folder import GOLDEN, MODEL, STAGES, VALIDATION, WorkFolder, os_faults
 from pipeline.licence import Licence, read_licence
 from pipeline.lower import simulated_graph, write_onnx
 from pipeline.models import lasting_name, resolve
@@ -145,7 +145,7 @@ def lower(job: Job, stage: Stage) -> list[str]:
     nodes = write_onnx(job.checkpoint.config, job.recipe, weights, job.work.path / MODEL, on_weight=count)
     ours = ", ".join(f"{number} {name}" for name, number in sorted(nodes.items())) or "standard ops only"
     stage.finish(f"ONNX opset {job.recipe.lowering.opset}: {ours}{_cost(job, weights)}", nodes=nodes)
-    return [MODEL, MODEL_DATA, SCORE, *([GUIDED] if job.recipe.lowering.guidance else [])]
+    return list(job.recipe.lowering.files)
 
 
 def _cost(job: Job, weights: Weights) -> str:

@@ -34,14 +34,37 @@ class EagerSession(FullPasses):
         if self.graph is None:
             raise ValueError("this session was closed")
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
-            outputs = self.graph(*(tensor.to(self.device) for tensor in tensors))
+            outputs = self.graph(*(tensor.to(self.device) for tensor in tensors_of(feeds)))
         # Graphs made to be looked into have more outputs.
         arrays = [output.cpu().numpy() for output in outputs[: len(OUTPUTS)]]
         return Record(**dict(zip(OUTPUTS, arrays, strict=True)))
 
     def close(self) -> None:
         self.graph = None
+
+
+def tensors_of(feeds: Feeds) -> list[torch.Tensor]:
+    """The six inputs that every graph has, in their order."""
+    import torch
+
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
+
+
+def head_rows(
+    model: Transformer,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    kv_len: torch.Tensor,
+    head_index: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, R, V] before the bias and hidden states [B, R, D] of the head rows."""
+    import torch
+
+    import plugins  # noqa: F401  importing it defines torch.ops.dllmc
+
+    rows = torch.take_along_dim(model.hidden(input_ids, position_ids, kv_len), head_index[..., None], dim=1)
+    hidden = model.norm(rows)
+    return model.head(hidden).float(), hidden
 
 
 def transformer_graph(model: Transformer, *, top_k: int) -> Graph:
@@ -58,9 +81,7 @@ def transformer_graph(model: Transformer, *, top_k: int) -> Graph:
         logit_bias: torch.Tensor,
         inv_temp: torch.Tensor,
     ) -> Sequence[torch.Tensor]:
-        rows = torch.take_along_dim(model.hidden(input_ids, position_ids, kv_len), head_index[..., None], dim=1)
-        hidden = model.norm(rows)
-        logits = model.head(hidden).float()
+        logits, hidden = head_rows(model, input_ids, position_ids, kv_len, head_index)
         return (*torch.ops.dllmc.record(logits, logit_bias, inv_temp, top_k), logits, hidden)
 
     return graph

@@ -103,16 +103,15 @@ class EagerGuided(FullPasses):
     def full_pass(self, feeds: Feeds) -> Record:
         import torch
 
-        from pipeline.backends.eager import transformer_graph
+        from pipeline.backends.eager import head_rows, tensors_of
 
         if self.model is None:
             raise ValueError("this session was closed")
-        rows = paired(feeds)
+        *inputs, bias, inv_temp = tensors_of(paired(feeds))
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in rows.as_dict().values()]
-            *_, logits, _ = transformer_graph(self.model, top_k=1)(*tensors)
-            guided, inv_temp = torch.ops.dllmc.guide(logits, tensors[-1], torch.from_numpy(feeds.guidance))
-            outputs = torch.ops.dllmc.record(guided, tensors[-2], inv_temp, self.top_k)
+            logits, _ = head_rows(self.model, *inputs)
+            guided, first = torch.ops.dllmc.guide(logits, inv_temp, torch.from_numpy(feeds.guidance))
+            outputs = torch.ops.dllmc.record(guided, bias, first, self.top_k)
         return Record(**dict(zip(OUTPUTS, (output.numpy() for output in outputs), strict=True)))
 
     def close(self) -> None:

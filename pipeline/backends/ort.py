@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,7 +11,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from pipeline.backends.backend import GUIDANCE, OUTPUTS, WRITE_START, Cache, Feeds, Record
-from pipeline.backends.ort_cache import Array, Layout, OrtCache, Scratch, bind, bind_nothing_kept, layout_of
+from pipeline.backends.ort_cache import (
+    Array,
+    Layout,
+    OrtCache,
+    Scratch,
+    bind,
+    bind_inputs,
+    bind_nothing_kept,
+    layout_of,
+)
 from pipeline.backends.precheck import precheck
 from pipeline.errors import EnvironmentFault, InputRefused, WillNotFit
 
@@ -95,9 +105,7 @@ class OrtSession:
         return windows
 
     def _run(self, binding: Any, inputs: dict[str, Array]) -> Record:
-        held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        for name, array in held.items():
-            bind(binding.bind_input, name, array)
+        held = bind_inputs(binding, inputs)
         rows = len(held.get(GUIDANCE, held["head_index"])), held["head_index"].shape[1]
         outputs = {
             name: np.empty((*rows, self.top_k) if name in TOP else rows, np.int64 if name == "top_ids" else np.float32)
@@ -189,16 +197,21 @@ def session_options(threads: int | None) -> Any:
     return options
 
 
+def checked_layout(inner: Any, path: Path, more: Mapping[str, str]) -> Layout:
+    """Of a cached graph's keys and values; raises InputRefused unless its other inputs are ELEMENTS and `more`."""
+    layout = layout_of(inner.get_inputs(), inner.get_outputs(), f"{path}")
+    pasts = {part.past for part in layout.parts}
+    found = {value.name: value.type for value in inner.get_inputs() if value.name not in pasts}
+    if found != (expected := {**ELEMENTS, **more}):
+        raise InputRefused(f"{path} has inputs {found}; expected {expected}")
+    return layout
+
+
 def _checked(inner: Any, path: Path) -> OrtSession:
     """Raises InputRefused unless inputs and outputs are those of a cached graph."""
-    inputs, outputs = inner.get_inputs(), inner.get_outputs()
-    layout = layout_of(inputs, outputs, f"{path}")
-    pasts = {part.past for part in layout.parts}
-    found = {value.name: value.type for value in inputs if value.name not in pasts}
-    guided = GUIDANCE in found
-    if found != (expected := ELEMENTS | ({GUIDANCE: "tensor(float)"} if guided else {})):
-        raise InputRefused(f"{path} has inputs {found}; expected {expected}")
-    shapes = {value.name: value.shape for value in outputs}
+    guided = any(value.name == GUIDANCE for value in inner.get_inputs())
+    layout = checked_layout(inner, path, {GUIDANCE: "tensor(float)"} if guided else {})
+    shapes = {value.name: value.shape for value in inner.get_outputs()}
     if missing := [name for name in OUTPUTS if name not in shapes]:
         raise InputRefused(f"{path} has no output {missing[0]}; expected {', '.join(OUTPUTS)}")
     top_k = shapes["top_ids"][-1] if shapes["top_ids"] else None

@@ -7,7 +7,7 @@ Shape letters: B batch, Q query rows, S slots, J key/value heads, C channels a h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,14 @@ class Scratch:
 def bind(to: Callable[..., None], name: str, array: Array) -> None:
     """Input or output `name` is this memory, which the caller keeps until the pass is over; `to` is of a binding."""
     to(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def bind_inputs(binding: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Bind the inputs; the caller keeps what is returned until the pass is over."""
+    held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+    for name, array in held.items():
+        bind(binding.bind_input, name, array)
+    return held
 
 
 def bind_nothing_kept(binding: Any, layout: Layout, scratch: Scratch, batch: int, query: int) -> None:

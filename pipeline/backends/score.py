@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.backends.backend import WRITE_START, Feeds, Floats, Ids
-from pipeline.backends.ort import ELEMENTS, folds, open_model, run_bound
-from pipeline.backends.ort_cache import Layout, Scratch, bind, bind_nothing_kept, layout_of
+from pipeline.backends.ort import checked_layout, folds, open_model, run_bound
+from pipeline.backends.ort_cache import Layout, Scratch, bind, bind_inputs, bind_nothing_kept
 from pipeline.errors import InputRefused, UsageFault
 from pipeline.folder import MODEL
 
@@ -66,11 +66,9 @@ class OrtScore:
         binding = self.inner.io_binding()
         bind_nothing_kept(binding, self.layout, self.scratch, batch, query)
         fed = feeds.as_dict() | {WRITE_START: np.zeros(batch, np.int64), TARGET_IDS: target_ids}
-        held = {name: np.ascontiguousarray(array) for name, array in fed.items()}
-        for name, array in held.items():
-            bind(binding.bind_input, name, array)
+        held = bind_inputs(binding, fed)
         bind(binding.bind_output, output, found)
-        run_bound(self.inner, binding, feeds.input_ids.shape)
+        run_bound(self.inner, binding, held["input_ids"].shape)
         return found
 
     def close(self) -> None:
@@ -100,14 +98,14 @@ class EagerScore:
     def _rows(self, feeds: Feeds) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         import torch
 
-        from pipeline.backends.eager import transformer_graph
+        from pipeline.backends.eager import head_rows, tensors_of
 
         if self.model is None:
             raise ValueError("this session was closed")
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feeds.as_dict().values()]
+        *inputs, bias, inv_temp = tensors_of(feeds)
         with torch.inference_mode():
-            *_, logits, _ = transformer_graph(self.model, top_k=1)(*tensors)
-        return logits, tensors[-2], tensors[-1]
+            logits, _ = head_rows(self.model, *inputs)
+        return logits, bias, inv_temp
 
     def close(self) -> None:
         self.model = None
@@ -122,13 +120,8 @@ def open_score(path: Path, *, threads: int | None = None, fold: bool | None = No
     if fold is None:
         fold = folds(path.with_name(MODEL))  # whose data file this one reads
     inner = open_model(path, threads=threads, fold=fold)
-    inputs, outputs = inner.get_inputs(), inner.get_outputs()
-    layout = layout_of(inputs, outputs, f"{path}")
-    pasts = {part.past for part in layout.parts}
-    found = {value.name: value.type for value in inputs if value.name not in pasts}
-    if found != (expected := ELEMENTS | {TARGET_IDS: "tensor(int64)"}):
-        raise InputRefused(f"{path} has inputs {found}; expected {expected}")
-    shapes = {value.name: value.shape for value in outputs}
+    layout = checked_layout(inner, path, {TARGET_IDS: "tensor(int64)"})
+    shapes = {value.name: value.shape for value in inner.get_outputs()}
     vocabulary = shapes.get(LOGITS, [None])[-1]
     if TARGET_LOGP not in shapes or not isinstance(vocabulary, int):
         raise InputRefused(f"{path} has outputs {shapes}; expected {TARGET_LOGP}, and {LOGITS} of a fixed width")
