@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import InputRefused, UsageFault
 from pipeline.folder import MANIFEST, user_path
-from pipeline.runner import GenerateOptions, Request, Runner, Settings, Step, TextModel, denoise
+from pipeline.runner import GenerateOptions, Request, Result, Runner, Settings, TextModel, denoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +131,16 @@ def evaluate(
     """Score the items; `on_done` gets the number of finished ones. Raises UsageFault for a prompt that is too long."""
     done = 0
 
-    def count(step: Step) -> None:
+    def count(_: Result) -> None:
         nonlocal done
-        done += step.finished
-        if step.finished and on_done is not None:
+        done += 1
+        if on_done is not None:
             on_done(done)
 
     requests = [_request(model, item, options) for item in items]
     expected = [model.encode(item.answer, special_tokens=False) for item in items]
     started = time.monotonic()
-    results = denoise(model.engine, requests, options, on_step=count, batch_size=batch_size, decode=model.decode)
+    results = denoise(model.engine, requests, options, on_done=count, batch_size=batch_size, decode=model.decode)
     seconds = time.monotonic() - started
     pairs = zip(results, items, strict=True)
     right = sum(says(model, model.text_of(result), item.answer) for result, item in pairs)

@@ -27,9 +27,14 @@ class Candidates:
     entropy_bound: float
 
     @property
+    def p(self) -> Scores:
+        """Of the proposed tokens [B, R]."""
+        return np.asarray(1.0 / (1.0 + self.doubt))
+
+    @property
     def sure(self) -> Picks:
         """Positions whose token has p >= threshold, masked or not [B, R]."""
-        return np.asarray(1.0 / (1.0 + self.doubt) >= self.threshold)
+        return np.asarray(self.p >= self.threshold)
 
     def rank(self, score: Scores | None = None) -> npt.NDArray[np.int64]:
         """Order of the masked positions by `score` (None: doubt), 0 the lowest; the earlier one on ties [B, R]."""

@@ -139,6 +139,7 @@ def denoise(
     options: GenerateOptions,
     *,
     on_step: Callable[[Step], None] | None = None,
+    on_done: Callable[[Result], None] | None = None,
     batch_size: int = 32,
     decode: Decode | None = None,
 ) -> list[Result]:
@@ -156,6 +157,8 @@ def denoise(
     for event in engine.run(longest_first, options, batch_size=batch_size, decode=decode, watched=watched):
         if isinstance(event, Done):
             results[event.result.request] = event.result
+            if on_done is not None:
+                on_done(event.result)
         elif isinstance(event, Step) and on_step is not None:
             on_step(event)
     return [results[number] for number in numbers]

@@ -38,10 +38,10 @@ def penalise(
     a better id than the penalised best may hide there, `row_logits` (of `penalised_rows`) is asked, and for `wanted`
     [B, R] head rows only (None: all): in a committed row the penalty falls on what it holds.
     """
-    ids, inverse = record.top_ids, inverse_of(temperature)
-    repeated = np.stack([np.isin(row, known) for row, known in zip(ids, seen, strict=True)])
     if penalty == 1.0:
         return record
+    ids, inverse = record.top_ids, inverse_of(temperature)
+    repeated = np.stack([np.isin(row, known) for row, known in zip(ids, seen, strict=True)])
     logits = record.top_logits.astype(np.float64)
     changed = np.where(repeated, _penalised(logits, penalty), logits)
     fields = _fields(ids, changed, logits[..., 0], _Rest.of(record, inverse), inverse)

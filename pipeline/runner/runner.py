@@ -170,8 +170,6 @@ class TextModel:
 
     def fill(self, canvas: Sequence[int], options: GenerateOptions | None = None, **changes: Any) -> Completion:
         """The canvas with its mask ids written, nothing else; raises UsageFault where it has none."""
-        if self.settings.mask_id not in canvas:
-            raise UsageFault(f"the canvas has no mask (id {self.settings.mask_id}), so there is nothing to fill")
         request = Request(ids=[int(i) for i in canvas], fill=True)
         (completion,) = self._finished([request], self.options(options, **changes), batch_size=1)
         return completion
@@ -224,11 +222,10 @@ class TextModel:
         started = time.perf_counter()
         seconds: dict[int, float] = {}
 
-        def watch(step: Step) -> None:
-            if step.finished:
-                seconds[step.request] = time.perf_counter() - started
+        def note(result: Result) -> None:
+            seconds[result.request] = time.perf_counter() - started
 
-        results = denoise(self.engine, requests, options, on_step=watch, batch_size=batch_size, decode=self.decode)
+        results = denoise(self.engine, requests, options, on_done=note, batch_size=batch_size, decode=self.decode)
         return [
             self._completion(request, result, seconds[result.request])
             for request, result in zip(requests, results, strict=True)

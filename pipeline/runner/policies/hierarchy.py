@@ -15,6 +15,6 @@ def hierarchy(candidates: Candidates) -> Picks:
     row = np.arange(len(run))[:, None]
     best = np.full((len(run), run.shape[1] + 1), run.shape[1])
     np.minimum.at(best, (row, run), np.where(masked, rank, run.shape[1]))
-    fair = 1.0 / (1.0 + candidates.doubt) >= candidates.threshold * LOW
+    fair = candidates.p >= candidates.threshold * LOW
     split = (rank == best[row, run]) & fair
     return np.asarray(masked & (candidates.sure | split | (rank < candidates.quota[:, None])))

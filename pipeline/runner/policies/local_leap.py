@@ -16,5 +16,5 @@ def local_leap(candidates: Candidates) -> Picks:
     here = np.arange(width)
     low, high = np.maximum(here - RADIUS, 0), np.minimum(here + RADIUS + 1, width)
     near = total[:, high] > total[:, low]
-    relaxed = near & (1.0 / (1.0 + candidates.doubt) >= candidates.threshold * RELAXED)
+    relaxed = near & (candidates.p >= candidates.threshold * RELAXED)
     return (candidates.masked & (anchors | relaxed)) | candidates.surest()

@@ -7,6 +7,6 @@ from pipeline.runner.candidates import Candidates, Picks
 
 def quota_or_threshold(candidates: Candidates) -> Picks:
     """Every position with p above the threshold where they are at least the quota, else the quota's surest."""
-    sure = candidates.masked & (1.0 / (1.0 + candidates.doubt) > candidates.threshold)
+    sure = candidates.masked & (candidates.p > candidates.threshold)
     enough = sure.sum(axis=1) >= candidates.quota
     return np.where(enough[:, None], sure, candidates.surest())
